@@ -1,0 +1,251 @@
+"""How a callable's parameters are filled. Compiled once per callable, never inspected per call.
+
+For each parameter, in this order:
+
+1. annotated ``Context`` or named ``ctx`` / ``context``: the context
+2. ``inputs``: the inputs mapping, None (or its default) when there are none
+3. a key of the inputs: its value
+4. ``upstream``: for a join, the list of its siblings' outputs; else an empty mapping
+5. ``payload``: the inputs mapping, or for a join what ``upstream`` is
+6. its default
+7. the first positional parameter without a foreign annotation: the context
+
+``**name`` takes the inputs that no other parameter took; ``*name`` takes nothing, unless it is all
+there is: then the context. What cannot be filled is a ``BindingError`` when the task run is asked
+for. May import: values, errors, context.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from millstream.context import Context
+from millstream.errors import BindingError
+from millstream.values import NextTask
+
+
+class Bindable(Protocol):
+    """What binding needs to know of a task run."""
+
+    inputs: Mapping[str, Any] | None
+    upstream: list[Any] | None
+
+
+Invoke = Callable[[Any, Any], Any]  # (task run, context) -> what the task returns
+Filler = Callable[[Any, Any], Any]  # (task run, context) -> the value of one parameter
+
+
+class Binding:
+    """A callable, compiled.
+
+    Attributes:
+        invoke: calls it for a task run with a context.
+        refuse: raises ``BindingError`` for a request that it could not be called with; None when
+            every request will do.
+        collects: whether, as a join, it reads the outputs of its siblings.
+        takes_context: whether it is given the context at all.
+        is_async: whether it is a coroutine function or an asynchronous generator.
+    """
+
+    __slots__ = ("collects", "invoke", "is_async", "refuse", "takes_context")
+
+    def __init__(self, name: str, fn: Callable[..., Any], call: Callable[..., Any] | None = None) -> None:
+        """Compile ``fn``; ``call`` is called in its place, with the same arguments."""
+        self.is_async = is_async(fn)
+        parameters = _parameters(name, fn)
+        self.collects = any(p.name in ("upstream", "payload") for p in parameters)
+        kinds = {p.name: _kind(p, fn) for p in parameters}
+        _first_is_context(parameters, kinds)
+        self.takes_context = "context" in kinds.values()
+        required = tuple(n for n, kind in kinds.items() if kind in ("input", "payload") and _required(n, parameters))
+        self.refuse = _refusal(name, required) if required else None
+        self.invoke = _compile(call or fn, parameters, kinds)
+
+
+def _parameters(name: str, fn: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        # Some builtins tell no signature: then it is the context or nothing.
+        return [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)]
+
+
+def _kind(parameter: inspect.Parameter, fn: Callable[..., Any]) -> str:
+    """Return by which rule a parameter is filled."""
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return "nothing"
+    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        return "rest"
+    if parameter.name in ("ctx", "context") or _names_context(parameter.annotation, fn):
+        return "context"
+    if parameter.name in ("inputs", "upstream", "payload"):
+        return parameter.name
+    return "input"
+
+
+def _first_is_context(parameters: Sequence[inspect.Parameter], kinds: dict[str, str]) -> None:
+    """Rule 7: mark the first positional parameter when nothing else would fill it."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = next((p for p in parameters if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)), None)
+    if first is None or first.default is not first.empty or "context" in kinds.values():
+        return
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+        kinds[first.name] = "context"
+    elif kinds[first.name] == "input" and first.annotation in (first.empty, Any, "Any", object, "object"):
+        kinds[first.name] = "input or context"
+
+
+def _required(name: str, parameters: Sequence[inspect.Parameter]) -> bool:
+    return next(p for p in parameters if p.name == name).default is inspect.Parameter.empty
+
+
+def _refusal(task: str, required: tuple[str, ...]) -> Callable[[NextTask], None]:
+    def refuse(request: NextTask) -> None:
+        inputs = request.inputs
+        for name in required:
+            if name == "payload" and (inputs is not None or request.join):
+                continue
+            if inputs is None or name not in inputs:
+                raise BindingError(task, name, inputs or ())
+
+    return refuse
+
+
+# ---- compiling ----------------------------------------------------------------------------------
+
+
+def _compile(fn: Callable[..., Any], parameters: Sequence[inspect.Parameter], kinds: Mapping[str, str]) -> Invoke:
+    """Return the shortest function that fills the parameters and calls ``fn``."""
+    by_name = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    positional: list[Filler] = []
+    named: list[tuple[str, Filler]] = []
+    rest = False
+    for parameter in parameters:
+        kind = kinds[parameter.name]
+        if kind == "rest":
+            rest = True
+        elif kind != "nothing":
+            filler = _filler(parameter, kind)
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                named.append((parameter.name, filler))
+            else:
+                positional.append(filler)
+    if named or rest:
+        return _call_named(fn, positional, named, by_name if rest else None)
+    if not positional:
+        return lambda run, ctx: fn()
+    if [*kinds.values()] == ["context"]:
+        return lambda run, ctx: fn(ctx)
+    if len(positional) == 1:
+        only = positional[0]
+        return lambda run, ctx: fn(only(run, ctx))
+    if len(positional) == 2:
+        first, second = positional
+        return lambda run, ctx: fn(first(run, ctx), second(run, ctx))
+    return lambda run, ctx: fn(*[fill(run, ctx) for fill in positional])
+
+
+def _call_named(
+    fn: Callable[..., Any],
+    positional: list[Filler],
+    named: list[tuple[str, Filler]],
+    taken: set[str] | None,
+) -> Invoke:
+    """The general case: keyword-only parameters, and ``**rest`` when ``taken`` is given."""
+
+    def invoke(run: Any, ctx: Any) -> Any:
+        keywords = {name: fill(run, ctx) for name, fill in named}
+        if taken is not None and run.inputs:
+            keywords.update((key, value) for key, value in run.inputs.items() if key not in taken)
+        return fn(*[fill(run, ctx) for fill in positional], **keywords)
+
+    return invoke
+
+
+def _filler(parameter: inspect.Parameter, kind: str) -> Filler:
+    name, default = parameter.name, parameter.default
+    if kind == "context":
+        return lambda run, ctx: ctx
+    if kind == "inputs":
+        fallback = None if default is parameter.empty else default
+        return lambda run, ctx: fallback if run.inputs is None else dict(run.inputs)
+    if kind == "upstream":
+        return functools.partial(_upstream, name)
+    if kind == "payload":
+        return functools.partial(_payload, default)
+    if kind == "input or context":
+        return lambda run, ctx: ctx if run.inputs is None else run.inputs.get(name, ctx)
+    if default is parameter.empty:
+        return lambda run, ctx: run.inputs[name]
+    return lambda run, ctx: default if run.inputs is None else run.inputs.get(name, default)
+
+
+def _upstream(name: str, run: Any, ctx: Any) -> Any:
+    if run.inputs is not None and name in run.inputs:
+        return run.inputs[name]
+    return {} if run.upstream is None else run.upstream
+
+
+def _payload(default: Any, run: Any, ctx: Any) -> Any:
+    if run.inputs is not None and "payload" in run.inputs:
+        return run.inputs["payload"]
+    if run.upstream is not None:
+        return run.upstream
+    if run.inputs is not None:
+        return dict(run.inputs)
+    return default
+
+
+# ---- annotations --------------------------------------------------------------------------------
+
+
+def _names_context(annotation: Any, fn: Callable[..., Any]) -> bool:
+    """Whether an annotation says ``Context``, as a class, a string or inside a union."""
+    if isinstance(annotation, str):
+        annotation = _evaluate(annotation, fn)
+        if isinstance(annotation, str):
+            # It cannot be resolved (TYPE_CHECKING imports, names of a closure): go by its text.
+            return re.match(r"(\w+\.)*Context\b", annotation) is not None
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType, typing.Annotated):
+        return any(_names_context(part, fn) for part in typing.get_args(annotation))
+    found = origin or annotation
+    return isinstance(found, type) and issubclass(found, Context)
+
+
+def _evaluate(annotation: str, fn: Callable[..., Any]) -> Any:
+    """Resolve a postponed annotation where the function was written, or return the text."""
+    function = unwrapped(fn)
+    names = getattr(function, "__globals__", {})
+    try:
+        # The text is source code of the module that defines the function, not data.
+        return eval(annotation, names)
+    except Exception:  # whatever a broken annotation raises spoils only itself
+        return annotation
+
+
+def unwrapped(fn: Any) -> Any:
+    """Return the function inside partials, callable objects, methods and decorators."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if not inspect.isroutine(fn) and not isinstance(fn, type) and not hasattr(fn, "__wrapped__"):
+        fn = getattr(type(fn), "__call__", fn)
+    return inspect.unwrap(fn)
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling ``fn`` gives a coroutine or an asynchronous generator.
+
+    A function that only turns out to return one when it is called is awaited as well, by the driver.
+    """
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if not inspect.isroutine(fn) and not isinstance(fn, type):
+        fn = getattr(type(fn), "__call__", fn)
+    return inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn)

@@ -1,0 +1,410 @@
+"""A lane: the work of one run for one executor, and the loops in which workers do it.
+
+A worker takes a task run from the lane's ready queue, calls it and reports the outcome into the
+scheduler itself, then takes the next one: no job, no future and no change of thread per task run.
+``Lane.work`` is the hot loop of the library. May import: scheduler, binding's result, values,
+errors, executors.base, task.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextvars import Context as Variables
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from millstream.engine.scheduler import Scope, TaskRun, TaskState
+from millstream.errors import TaskCancelledError
+from millstream.executors.base import Worker, Workers
+from millstream.task import current_run
+from millstream.values import NextTask, Status, StreamChunk, TaskOutput
+
+if TYPE_CHECKING:
+    from millstream.engine.run import FlowRun
+
+PENDING, RUNNING, ABANDONED = Status.PENDING, Status.RUNNING, Status.ABANDONED
+
+#: How long one worker pulls a list of requests before it serves what it has, in seconds, and how
+#: many requests at most: together they keep the number of requests pulled ahead small.
+PULL_TIME = 0.001
+PULL_MOST = 64
+
+#: Types that mean nothing but themselves as a task's return value, tested first.
+PLAIN = frozenset({type(None), bool, int, float, str, bytes, dict, set})
+
+
+class RunTask(TaskState):
+    """A task of one run: the scheduler's state, and how it is called."""
+
+    __slots__ = ("invoke", "lane", "run", "timeout")
+
+    run: FlowRun
+    lane: Lane
+    invoke: Callable[[Any, Any], Any]
+    timeout: float | None
+
+
+class Item(TaskRun):
+    """A task run as the driver sees it; also what ``current_task()`` reads."""
+
+    __slots__ = ("limit", "timer")
+
+    @property
+    def run(self) -> FlowRun:
+        return self.task.run  # type: ignore[no-any-return]
+
+    @property
+    def name(self) -> str:
+        return self.task.name  # type: ignore[no-any-return]
+
+    @property
+    def run_id(self) -> str:
+        return self.run.id
+
+    @property
+    def key(self) -> str:
+        return f"{self.run.id}:{self.path & 0xFFFFFFFFFFFFFFFF:016x}"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether what it does from now on must change nothing."""
+        return self.status is ABANDONED or self.run.finished
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was told to stop."""
+        return self.status is ABANDONED or self.run.stopping
+
+    @property
+    def deadline(self) -> float | None:
+        limits = [self.run.deadline, getattr(self, "limit", None)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def now(self) -> float:
+        return self.run.clock.now()
+
+    def emit(self, chunk: StreamChunk) -> None:
+        self.run.emit(self, chunk)
+
+
+class Feed:
+    """A list of requests that is pulled as workers become free."""
+
+    __slots__ = ("ahead", "batch", "iterator", "owner", "pulled_at", "scope")
+
+    def __init__(self, owner: Item, scope: Scope, iterator: Iterator[Any], first: Any) -> None:
+        self.owner = owner
+        self.scope = scope
+        self.iterator = iterator
+        self.ahead = [first]  #: pulled already: a list that is empty must be known at once
+        self.batch = 1
+        self.pulled_at = 0.0
+
+    def pull(self, now: Callable[[], float]) -> tuple[list[Any], bool, BaseException | None]:
+        """Return the next requests, whether the list has ended, and the error that ended it.
+
+        One at a time when workers are busy; more at once, up to ``PULL_MOST``, while they come back
+        faster than they could be woken.
+        """
+        began = now()
+        self.batch = min(self.batch * 2, PULL_MOST) if began - self.pulled_at < PULL_TIME else 1
+        pulled, self.ahead = self.ahead, []
+        try:
+            while len(pulled) < self.batch:
+                pulled.append(next(self.iterator))
+                if now() - began > PULL_TIME:
+                    break
+        except StopIteration:
+            return pulled, True, None
+        except BaseException as error:  # reported as the failure of the task that made the list
+            return pulled, True, error
+        self.pulled_at = now()
+        return pulled, False, None
+
+    def close(self) -> None:
+        """Let a generator run its ``finally``."""
+        close = getattr(self.iterator, "close", None)
+        if close is not None:
+            close()
+
+
+class Lane:
+    """The work of one run for one group of workers."""
+
+    __slots__ = ("active", "crew", "feeds", "on_loop", "ready", "run", "wanted", "workers")
+
+    def __init__(self, run: FlowRun, workers: Workers, *, on_loop: bool) -> None:
+        self.run = run
+        self.workers = workers
+        self.on_loop = on_loop
+        self.ready: deque[Item] = deque()  #: filled by the scheduler, taken from without a lock
+        self.feeds: deque[Feed] = deque()  #: lists to be pulled when nothing is ready
+        # Guarded by the monitor of the run: active, wanted, crew.
+        self.active = 0  #: workers that are here and not waiting
+        self.wanted = 0  #: workers that were asked for and have not come
+        self.crew: set[Worker] = set()  #: all that are here
+
+    # ---- under the monitor ----------------------------------------------------------------------
+
+    def shortage(self, soon: int) -> int:
+        """Return how many more workers are needed; ``soon`` are about to look for work anyway."""
+        workers = self.workers
+        return min(
+            len(self.ready) + len(self.feeds) - soon - self.wanted,
+            workers.burst - self.wanted,
+            workers.capacity - self.active - self.wanted,
+        )
+
+    def come(self, worker: Worker) -> None:
+        self.wanted -= 1
+        self.active += 1
+        self.crew.add(worker)
+        worker.counted = True
+
+    def leave(self, worker: Worker) -> None:
+        """``worker`` goes; it does not count any more."""
+        self.crew.discard(worker)
+        worker.item = None
+        if worker.counted:
+            worker.counted = False
+            self.active -= 1
+
+    def lost(self, reason: str) -> None:
+        self.run.monitor.post(self.run.lost, self, reason)
+
+    # ---- the work -------------------------------------------------------------------------------
+
+    def work(self, worker: Worker) -> None:
+        """Call task runs in this thread until there are none left or others want the place."""
+        run = self.run
+        with run.monitor:
+            self.come(worker)
+        # A copy of the caller's context variables, entered by this thread alone.
+        run.variables.copy().run(self._work, worker)
+
+    def _work(self, worker: Worker) -> None:
+        # The hot loop. It holds the monitor once per task run, to report, and never waits for it.
+        run = self.run
+        context, report, enter = run.context, run.settle, current_run.set
+        monitor, take, queue = run.monitor, self.ready.popleft, worker.queue
+        locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
+        stream = run.stream_buffer
+        while True:
+            try:
+                item = take()
+            except IndexError:
+                if self._pull() or self._stay(worker):
+                    continue
+                return
+            item.begin()
+            worker.item = item
+            if run.stopping:
+                run.report_failure(item, TaskCancelledError(item.id))
+                continue
+            enter(item)
+            task = item.task
+            if task.timeout is not None:
+                run.arm(item)
+            try:
+                # What a task does to context variables must not be seen by the next one.
+                result = copy_context().run(task.invoke, item, context)
+                if type(result) is TaskOutput and (result.next_tasks is None or type(result.next_tasks) is list):
+                    output, requests = result.output, result.next_tasks
+                elif type(result) in PLAIN:
+                    output, requests = result, None
+                else:
+                    result = self._unwrap(item, result)
+                    if result is None:  # a coroutine, which goes on elsewhere
+                        continue
+                    output, requests = result
+            except BaseException as error:  # whatever a task raises is an outcome of it
+                run.report_failure(item, error)
+            else:
+                if stream is not None and stream.full:
+                    run.wait_for_room()
+                if locked(False):
+                    report(item, output, requests, self)
+                    if posted or later:
+                        monitor.leave()
+                    else:
+                        unlock()
+                        if posted and locked(False):  # left by somebody who found it locked
+                            monitor.leave()
+                else:
+                    monitor.post(report, item, output, requests, None)
+            if worker.dismissed or (queue and worker.overstays()):
+                return self._go(worker)
+
+    def _stay(self, worker: Worker) -> bool:
+        """Nothing is ready. Look again under the lock, and leave only if that is still so."""
+        with self.run.monitor:
+            if (self.ready or self.feeds) and not worker.dismissed:
+                return True
+            self.leave(worker)
+        return False
+
+    def _go(self, worker: Worker) -> None:
+        """Leave although there may be work: another worker is asked for."""
+        with self.run.monitor:
+            self.leave(worker)
+            self.run.dispatch(None)
+
+    def _pull(self) -> bool:
+        """Pull the next requests of a list that waits for free workers; False: there is none."""
+        try:
+            feed = self.feeds.popleft()
+        except IndexError:
+            return False
+        run = self.run
+        current_run.set(feed.owner)
+        pulled, ended, error = copy_context().run(feed.pull, run.clock.now)
+        run.monitor.post(run.fed, feed, pulled, ended, error)
+        return True
+
+    # ---- what a task returned -------------------------------------------------------------------
+
+    def _unwrap(self, item: Item, result: Any) -> tuple[Any, Any] | None:
+        """Return output and requests of what a task returned; None when a loop will report them."""
+        if isinstance(result, types.GeneratorType):
+            result = self._iterate(item, result)
+        if isinstance(result, Coroutine):
+            self.run.adopt(item, result)
+            return None
+        return self.outcome(item, result)
+
+    def outcome(self, item: Item, result: Any) -> tuple[Any, Any]:
+        """Return output and requests of a value. An iterable is pulled once, to know if it is empty."""
+        if isinstance(result, TaskOutput):
+            output, requests = result.output, result.next_tasks
+        elif isinstance(result, NextTask):
+            output, requests = None, [result]
+        elif isinstance(result, list | tuple) and result and isinstance(result[0], NextTask):
+            output, requests = None, list(result)
+        else:
+            return result, None
+        if requests is None or isinstance(requests, list):
+            return output, requests
+        if isinstance(requests, tuple):
+            return output, list(requests)
+        return output, self._open_feed(item, requests)
+
+    def _open_feed(self, item: Item, requests: Any) -> Feed | list[NextTask]:
+        if isinstance(requests, str | bytes | dict):
+            raise TypeError(f"next_tasks takes NextTask values, not {requests!r}.")
+        try:
+            iterator = iter(requests)
+        except TypeError:
+            raise TypeError(f"next_tasks takes a list or another iterable of NextTask, not {requests!r}.") from None
+        own = copy_context()
+        try:
+            first = own.run(next, iterator)
+        except StopIteration:
+            return []
+        return Feed(item, Scope(item, None), iterator, first)
+
+    def _iterate(self, item: Item, generator: Generator[Any, None, Any]) -> Any:
+        """Run a generator task to its end; return its return value."""
+        run = self.run
+        own = copy_context()
+        scope: Scope | None = None
+        try:
+            while True:
+                try:
+                    value = own.run(next, generator)
+                except StopIteration as end:
+                    return end.value
+                scope = self._yielded(item, scope, value)
+                if run.stopping:
+                    raise TaskCancelledError(item.id)
+        finally:
+            own.run(generator.close)
+            if scope is not None:
+                run.monitor.post(run.close_list, scope)
+
+    def _yielded(self, item: Item, scope: Scope | None, value: Any) -> Scope | None:
+        """Send an interim value, or schedule a request at once."""
+        if isinstance(value, NextTask):
+            return self.run.request(item, scope, value)
+        if isinstance(value, TaskOutput):
+            raise TypeError(f"A generator task yields values and NextTask requests; return {value!r} instead.")
+        chunk = value if isinstance(value, StreamChunk) else StreamChunk(item.id, value)
+        self.run.emit(item, chunk)
+        return scope
+
+    # ---- the same on an event loop --------------------------------------------------------------
+
+    async def work_async(self, worker: Worker) -> None:
+        """Await task runs until there are none left."""
+        run = self.run
+        with run.monitor:
+            self.come(worker)
+        while True:
+            try:
+                item = self.ready.popleft()
+            except IndexError:
+                if self._pull() or self._stay(worker):
+                    continue
+                return
+            item.begin()
+            if self.ready or self.feeds:
+                # Should what we await suspend, another pump takes the next one meanwhile.
+                run.monitor.post(run.dispatch, None)
+            current_run.set(item)
+            before = copy_context()
+            if not await self.await_item(worker, item, None) or copy_context() != before:
+                # It was cancelled, or a task changed context variables that the next must not see.
+                return self._go(worker)
+
+    async def adopted(self, item: Item, awaitable: Any, worker: Worker) -> None:
+        """Await what a plain function returned."""
+        current_run.set(item)
+        with self.run.monitor:
+            self.crew.add(worker)
+        await self.await_item(worker, item, awaitable)
+        with self.run.monitor:
+            self.leave(worker)
+
+    async def await_item(self, worker: Worker, item: Item, awaitable: Any) -> bool:
+        """Await one task run and report it; return False when this asyncio task was cancelled."""
+        import asyncio
+
+        run = self.run
+        worker.item, item.handle = item, worker
+        if run.stopping:
+            run.report_failure(item, TaskCancelledError(item.id))
+            return True
+        if item.task.timeout is not None:
+            run.arm(item)
+        try:
+            result = item.task.invoke(item, run.context) if awaitable is None else awaitable
+            if isinstance(result, types.AsyncGeneratorType):
+                result = await self._iterate_async(item, result)
+            elif isinstance(result, Coroutine):
+                result = await result
+            output, requests = self.outcome(item, result)
+            if run.stream_buffer is not None and run.stream_buffer.full:
+                await run.wait_for_room_async()
+        except asyncio.CancelledError as error:
+            cancelled = bool(worker.task.cancelling()) if worker.task is not None else False
+            run.report_failure(item, TaskCancelledError(item.id) if cancelled else error)
+            return not cancelled
+        except BaseException as error:  # whatever a task raises is an outcome of it
+            run.report_failure(item, error)
+        else:
+            run.monitor.post(run.settle, item, output, requests, None)
+        return True
+
+    async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
+        run = self.run
+        scope: Scope | None = None
+        try:
+            async for value in generator:
+                scope = self._yielded(item, scope, value)
+                if run.stream_buffer is not None and run.stream_buffer.full:
+                    await run.wait_for_room_async()
+        finally:
+            await generator.aclose()
+            if scope is not None:
+                run.monitor.post(run.close_list, scope)

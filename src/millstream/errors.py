@@ -1,0 +1,222 @@
+"""Every exception of the library. All are ``FlowError``; all survive pickling.
+
+::
+
+    FlowError
+    ├── TaskNotFoundError (LookupError)      a start, an edge or a NextTask names no task of the flow
+    ├── BindingError (TypeError)             a parameter of a task that nothing fills
+    ├── ContextKeyError (KeyError)           a key that is not there and that nothing can set any more
+    ├── DeadlockError                        task runs that wait for each other
+    ├── BlockingGetError                     a ctx.get that would have blocked an event loop
+    ├── TaskFailedError                      a task raised a BaseException that is no Exception
+    ├── TaskTimeoutError (TimeoutError)      an attempt took longer than its timeout
+    ├── RunTimeoutError (TimeoutError)       a run took longer than its timeout
+    ├── TaskCancelledError (CancelledError)  raised inside a task run that was told to stop
+    ├── RunCancelledError (CancelledError)   the run was cancelled
+    ├── TaskRunLimitError                    a run scheduled more task runs than max_task_runs
+    ├── ExecutorLostError                    the executor was shut down or broke during a run
+    ├── StreamError                          chunks of a run that can no longer be read
+    ├── FlowClosedError                      a flow was used after close()
+    └── StateError                           a step that the state machine forbids: a bug of ours
+
+An error owns its sentence: callers pass facts. May import: the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import CancelledError
+from difflib import get_close_matches
+from typing import Any
+
+
+class FlowError(Exception):
+    """The base of every exception that Millstream itself raises."""
+
+
+class TaskNotFoundError(FlowError, LookupError):
+    """A start, an edge or a ``NextTask`` names a task that the flow does not have."""
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        known = tuple(known)
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return f"Task {self.name} not found. {listed('This flow has', self.known, self.name)}"
+
+
+class BindingError(FlowError, TypeError):
+    """A parameter of a task that nothing fills."""
+
+    def __init__(self, task: str, parameter: str, offer: Iterable[str] = ()) -> None:
+        offer = tuple(offer)
+        super().__init__(task, parameter, offer)
+        self.task, self.parameter, self.offer = task, parameter, offer
+
+    def __str__(self) -> str:
+        return (
+            f"Task {self.task} needs a value for its parameter {self.parameter}: give it in inputs, "
+            f"or give the parameter a default. {listed('On offer were', self.offer, self.parameter)}"
+        )
+
+
+class ContextKeyError(FlowError, KeyError):
+    """A key that is not in the context and that nothing can set any more."""
+
+    def __init__(self, key: str, waiting: str | None = None) -> None:
+        super().__init__(key, waiting)
+        self.key, self.waiting = key, waiting
+
+    def __str__(self) -> str:
+        said = f"Key {self.key} not found in context"
+        return said if self.waiting is None else f"{said}: {self.waiting} waited for it, and nothing can set it."
+
+
+class DeadlockError(FlowError):
+    """Task runs wait for each other, so none of them can go on."""
+
+    def __init__(self, waits: Iterable[tuple[str, str]]) -> None:
+        waits = tuple(waits)
+        super().__init__(waits)
+        self.waits = waits  #: pairs: who waits, and for what
+
+    def __str__(self) -> str:
+        graph = ", ".join(f"{who} waits for {what}" for who, what in self.waits)
+        return f"Deadlock: {graph}. Set one of these keys first, or give its get a default."
+
+
+class BlockingGetError(FlowError):
+    """A ``ctx.get`` that would have blocked the event loop it was called in."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return (
+            f"ctx.get({self.key!r}) would block the event loop, since the key is not set yet: "
+            f"write 'await ctx.aget({self.key!r})', or give it a default."
+        )
+
+
+class TaskFailedError(FlowError):
+    """A task raised a ``BaseException`` that is no ``Exception``; that one is the cause."""
+
+    def __init__(self, task_id: str, raised: str) -> None:
+        super().__init__(task_id, raised)
+        self.task_id, self.raised = task_id, raised
+
+    def __str__(self) -> str:
+        return f"Task run {self.task_id} raised {self.raised}; a task's code cannot end the process."
+
+
+class TaskTimeoutError(FlowError, TimeoutError):
+    """An attempt of a task took longer than its ``timeout``."""
+
+    def __init__(self, task_id: str, seconds: float) -> None:
+        super().__init__(task_id, seconds)
+        self.task_id, self.seconds = task_id, seconds
+
+    def __str__(self) -> str:
+        return f"Task run {self.task_id} took longer than its timeout of {self.seconds:g} s."
+
+
+class RunTimeoutError(FlowError, TimeoutError):
+    """A run took longer than the ``timeout`` it was started with."""
+
+    def __init__(self, run_id: str, seconds: float) -> None:
+        super().__init__(run_id, seconds)
+        self.run_id, self.seconds = run_id, seconds
+
+    def __str__(self) -> str:
+        return f"Run {self.run_id} took longer than its timeout of {self.seconds:g} s."
+
+
+class TaskCancelledError(FlowError, CancelledError):
+    """Raised inside a task run that was told to stop."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return f"Task run {self.task_id} was told to stop."
+
+
+class RunCancelledError(FlowError, CancelledError):
+    """The run was cancelled before it ended."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return f"Run {self.run_id} was cancelled."
+
+
+class TaskRunLimitError(FlowError):
+    """A run scheduled more task runs than ``max_task_runs`` allows."""
+
+    def __init__(self, limit: int, task: str) -> None:
+        super().__init__(limit, task)
+        self.limit, self.task = limit, task
+
+    def __str__(self) -> str:
+        return (
+            f"The run may have {self.limit} task runs (max_task_runs), and {self.task} would be one "
+            "more: does it schedule itself for ever?"
+        )
+
+
+class ExecutorLostError(FlowError):
+    """The executor of a run was shut down or broke, so its tasks cannot be called."""
+
+    def __init__(self, run_id: str, reason: str) -> None:
+        super().__init__(run_id, reason)
+        self.run_id, self.reason = run_id, reason
+
+    def __str__(self) -> str:
+        return f"Run {self.run_id} has lost its executor ({self.reason}): give the flow one that is open."
+
+
+class StreamError(FlowError):
+    """Chunks of a run that can no longer be read."""
+
+    def __init__(self, run_id: str, reason: str) -> None:
+        super().__init__(run_id, reason)
+        self.run_id, self.reason = run_id, reason
+
+    def __str__(self) -> str:
+        return f"Run {self.run_id} cannot be streamed: {self.reason}."
+
+
+class FlowClosedError(FlowError):
+    """A flow, or an executor of ours, was used after it was closed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} is closed: make a new one, or close it later."
+
+
+class StateError(FlowError):
+    """A step that the state machine forbids; it changed nothing. A bug of ours, please report it."""
+
+
+class DuplicateTaskWarning(UserWarning):
+    """A name was registered again on a flow for another function."""
+
+
+def listed(label: str, names: Iterable[Any], wanted: str = "") -> str:
+    """Return ``names`` as the end of a sentence, the one nearest to ``wanted`` first."""
+    known = [str(name) for name in names]
+    near = get_close_matches(wanted, known, n=1)
+    if near:
+        return f"Did you mean {near[0]}?"
+    if not known:
+        return f"{label}: nothing."
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return f"{label}: {', '.join(known[:20])}{more}."

@@ -1,0 +1,9 @@
+"""Where tasks are called: in the caller's thread, in threads, on an event loop, on a pool of yours."""
+
+from millstream.executors.asyncio import AsyncioExecutor
+from millstream.executors.base import Executor
+from millstream.executors.inline import InlineExecutor
+from millstream.executors.pool import PoolExecutor
+from millstream.executors.thread import ThreadExecutor
+
+__all__ = ["AsyncioExecutor", "Executor", "InlineExecutor", "PoolExecutor", "ThreadExecutor"]

@@ -1,0 +1,106 @@
+"""The inline executor: tasks run in the thread that waits for the run, one at a time, in a fixed order.
+
+Each run has one place of its own, and the thread that called ``run``, ``start`` or ``stream`` works
+in it. While a task waits for a value, a helper thread takes the place, so that what it waits for can
+come; still only one of them runs at a time. May import: base, places, errors.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from millstream.errors import FlowClosedError
+from millstream.executors.base import Executor, Lane, Workers, here
+from millstream.executors.places import Places, ThreadWorker
+
+
+class InlineExecutor(Executor):
+    """Calls tasks in the caller's thread, in the order they were asked for: for debugging and tests."""
+
+    def __init__(self) -> None:
+        self._closed = False
+
+    def serve(self, *, is_async: bool, loop: Any = None, driven: bool = False) -> Workers | None:
+        if self._closed:
+            raise FlowClosedError("The inline executor")
+        return None if is_async else InlinePlace(driven=driven)
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Refuse further runs; there is nothing to end."""
+        self._closed = True
+
+    def __repr__(self) -> str:
+        return "<InlineExecutor>"
+
+
+class Driver(ThreadWorker):
+    """The side of the place that belongs to the thread which waits for the run."""
+
+    def __init__(self, places: InlinePlace) -> None:
+        super().__init__(places)
+        self.queue = (True,)  # ask ``overstays`` after every task run
+        self.wake = threading.Semaphore(0)  # type: ignore[assignment]  # woken for more than one reason
+        self.until: Callable[[], bool] = bool
+
+    def overstays(self) -> bool:
+        return bool(self.places.returning) or self.until()
+
+    def dismiss(self) -> None:
+        """Nobody can take the caller's own thread from the task: it goes on when the task returns."""
+
+
+class InlinePlace(Places):
+    """The one place of one run."""
+
+    def __init__(self, *, driven: bool) -> None:
+        super().__init__(1, "millstream-inline")
+        self.sleepers = 0  # a helper that is not needed any more ends
+        self.driven = driven
+        self.driver = Driver(self) if driven else None
+        self._driving = threading.Lock()
+
+    def driven_here(self) -> bool:
+        return self.driver is not None and here.worker is self.driver
+
+    def drive(self, until: Callable[[], bool], pause: Callable[[], AbstractContextManager[object]]) -> None:
+        driver = self.driver
+        if driver is None or not self._driving.acquire(False):
+            return  # helpers, or another thread, do it
+        before, here.worker = here.worker, driver
+        driver.until = until
+        try:
+            while not until():
+                if not driver.wake.acquire(False):
+                    with pause():
+                        driver.wake.acquire()
+                lane, driver.mail = driver.mail, None
+                if lane is not None:
+                    driver.since = time.monotonic()
+                    try:
+                        lane.work(driver)
+                    finally:
+                        self.free_place()
+        finally:
+            here.worker = before
+            driver.until = bool
+            self._driving.release()
+
+    def nudge(self) -> None:
+        if self.driver is not None:
+            self.driver.wake.release()
+
+    def _send(self, granted: list[tuple[ThreadWorker | None, Lane | None]]) -> None:
+        driver = self.driver
+        if driver is None or driver.away:
+            return super()._send(granted)
+        for worker, lane in granted:
+            if lane is None:
+                super()._send([(worker, None)])
+            else:
+                driver.mail = lane
+                driver.wake.release()
+        return None

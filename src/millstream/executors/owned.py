@@ -1,0 +1,91 @@
+"""Which executor a name or an object stands for. What is created here is closed here.
+
+May import: everything in executors.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from millstream.errors import listed
+from millstream.executors.asyncio import AsyncioExecutor
+from millstream.executors.base import Executor
+from millstream.executors.inline import InlineExecutor
+from millstream.executors.pool import PoolExecutor
+from millstream.executors.thread import ThreadExecutor, check_count
+
+AnyExecutor = str | Executor | concurrent.futures.Executor | None
+
+
+class Executors:
+    """The executors of one flow: a default, those that tasks name, and a loop for ``async`` tasks.
+
+    Args:
+        default: where tasks are called that name no executor; None is ``"thread"``.
+        max_workers: number of workers of what is created.
+
+    Raises:
+        TypeError, ValueError: no such executor, or a number of workers beside one that is given.
+    """
+
+    MAKERS: ClassVar[dict[str, Callable[[int | None], Executor]]] = {
+        "thread": ThreadExecutor,
+        "asyncio": AsyncioExecutor,
+        "inline": lambda max_workers: InlineExecutor(),
+    }
+
+    def __init__(self, default: AnyExecutor, max_workers: int | None) -> None:
+        self.check(default)
+        if max_workers is not None:
+            check_count(max_workers, "max_workers")
+            if not (default is None or isinstance(default, str)):
+                raise ValueError(f"max_workers is for an executor that the flow makes, and it was given {default!r}.")
+            if default == "inline":
+                raise ValueError("max_workers means nothing to the inline executor, which has one worker.")
+        self._default = "thread" if default is None else default
+        self._max_workers = max_workers
+        self._lock = threading.Lock()
+        self._made: dict[Any, Executor] = {}  #: by name, or by id of the pool that they wrap
+
+    def check(self, executor: AnyExecutor) -> None:
+        """Refuse what is no executor.
+
+        Raises:
+            TypeError, ValueError: as it says.
+        """
+        if isinstance(executor, str):
+            if executor not in self.MAKERS:
+                raise ValueError(f"There is no executor {executor!r}. {listed('There are', self.MAKERS, executor)}")
+        elif executor is not None and not isinstance(executor, Executor | concurrent.futures.Executor):
+            raise TypeError(
+                f"An executor is one of {', '.join(map(repr, self.MAKERS))}, an executor of "
+                f"millstream.executors or of concurrent.futures, not {executor!r}."
+            )
+
+    def get(self, executor: AnyExecutor = None) -> Executor:
+        """Return the executor for the option of a task; None is the flow's default."""
+        spec = self._default if executor is None else executor
+        if isinstance(spec, Executor):
+            return spec
+        key = spec if isinstance(spec, str) else id(spec)
+        with self._lock:
+            made = self._made.get(key)
+            if made is None:
+                made = self.MAKERS[spec](self._max_workers) if isinstance(spec, str) else PoolExecutor(spec)
+                self._made[key] = made
+            return made
+
+    @property
+    def uses_pool(self) -> bool:
+        """Whether tasks may be called in threads that the interpreter joins at exit."""
+        return isinstance(self._default, concurrent.futures.Executor | PoolExecutor)
+
+    def close(self) -> None:
+        """Shut down what was created here."""
+        with self._lock:
+            made, self._made = list(self._made.values()), {}
+        for executor in made:
+            executor.shutdown()

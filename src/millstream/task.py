@@ -1,0 +1,316 @@
+"""``Task``, ``TaskBase``, ``@task`` and ``current_task``: what a task is, and what it may know of itself.
+
+A task is a callable with options; a flow holds tasks by name, and a run makes task runs of them.
+Nothing here knows how a task is run. May import: values, errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast, overload
+
+from millstream.errors import TaskCancelledError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor as FuturesExecutor
+
+    from millstream.executors.base import Executor
+    from millstream.values import StreamChunk
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Names that mean something to binding, so that no task may be inferred from a parameter of them.
+RESERVED_PARAMETERS = frozenset({"ctx", "context", "inputs", "payload", "upstream", "item", "index"})
+
+
+class CurrentRun(Protocol):
+    """What the engine puts into ``current_run`` while it calls a task."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def given_up(self) -> bool: ...
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def deadline(self) -> float | None: ...
+    def now(self) -> float: ...
+    def emit(self, chunk: StreamChunk) -> None: ...
+
+
+#: The task run whose code is executing; None outside of task code.
+current_run: ContextVar[CurrentRun | None] = ContextVar("millstream.current_run", default=None)
+
+
+class CurrentTask:
+    """What a task may know of its own task run; see ``current_task``."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: CurrentRun | None) -> None:
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        """The name of the task; empty outside a run."""
+        return "" if self._run is None else self._run.name
+
+    @property
+    def id(self) -> str:
+        """The id of the task run, such as ``count#2``; empty outside a run."""
+        return "" if self._run is None else self._run.id
+
+    @property
+    def key(self) -> str:
+        """An idempotency key: run id and the path of requests that led here.
+
+        It does not depend on timing: the same run of the same code gives a task run the same key.
+        """
+        return "" if self._run is None else self._run.key
+
+    @property
+    def run_id(self) -> str:
+        """The id of the flow run; empty outside a run."""
+        return "" if self._run is None else self._run.run_id
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, 1 for the first."""
+        return 1
+
+    @property
+    def deadline(self) -> float | None:
+        """The instant on the run's clock at which time is up, or None without a limit."""
+        return None if self._run is None else self._run.deadline
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds left for this attempt, at least 0.0; None without a limit."""
+        if self._run is None or self._run.deadline is None:
+            return None
+        return max(0.0, self._run.deadline - self._run.now())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task was told to stop: cancelled, timed out, or its run is ending."""
+        return self._run is not None and self._run.cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """Raise ``TaskCancelledError`` when the task was told to stop."""
+        if self._run is not None and self._run.cancelled:
+            raise TaskCancelledError(self._run.id)
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry ``run_id``, ``task`` and ``attempt``."""
+        facts = {"run_id": self.run_id, "task": self.id, "attempt": self.attempt}
+        return logging.LoggerAdapter(logging.getLogger("millstream.task"), facts)
+
+    def __repr__(self) -> str:
+        return f"<CurrentTask {self.id or 'outside a run'}>"
+
+
+def current_task() -> CurrentTask:
+    """Return the task run that this code belongs to.
+
+    It works in threads and coroutines, and in whatever they start with a copy of their context
+    variables. Outside a run it is inert: empty names, no limits, never cancelled.
+    """
+    return CurrentTask(current_run.get())
+
+
+class Options:
+    """The options of a task, checked where they enter.
+
+    Args:
+        executor: where this task is called: ``"thread"``, ``"asyncio"``, ``"inline"`` or an
+            executor object. None: where the flow calls its tasks.
+        timeout: seconds that one attempt may take.
+        description: one sentence for people.
+
+    Raises:
+        TypeError, ValueError: a bad value; an unknown option is refused with the nearest of ours.
+    """
+
+    __slots__ = ("description", "executor", "timeout")
+    NAMES: ClassVar[tuple[str, ...]] = ("executor", "timeout", "description")
+    #: Options of other libraries, and ours for them.
+    ALIASES: ClassVar[Mapping[str, str]] = {"backend": "executor", "timeout_s": "timeout"}
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        executor: str | Executor | FuturesExecutor | None = None,
+        timeout: float | None = None,
+        description: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            refuse_option(f"Task {name}", next(iter(unknown)), self.NAMES, self.ALIASES)
+        check_limit(timeout, f"task {name}")
+        if description is not None and not isinstance(description, str):
+            raise TypeError(f"The description of task {name} is a string, not {description!r}.")
+        self.executor, self.timeout, self.description = executor, timeout, description
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as keyword arguments."""
+        return {name: getattr(self, name) for name in self.NAMES}
+
+
+class Task(Generic[P, R]):
+    """A named callable with its options. Calling it calls the function, without any engine.
+
+    Attributes:
+        name: what it is called in a flow.
+        fn: the callable.
+        options: how it is run.
+    """
+
+    def __init__(self, name: str, fn: Callable[P, R], **options: Any) -> None:
+        check_name(name)
+        if not callable(fn):
+            raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
+        self.name = name
+        self.fn = fn
+        self.options = Options(name, **options)
+        functools.update_wrapper(self, fn, updated=())
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function as it is."""
+        return self.fn(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+
+@overload
+def task(fn: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(name: str | None = None, /, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """Make a ``Task`` of a function, at module level, for ``flow.add``.
+
+    Bare (``@task``), with a name (``@task("load")``) or with options (``@task(timeout=5)``); see
+    ``Options`` for these. The name is the function's unless one is given.
+
+    Raises:
+        TypeError, ValueError: as ``Options``.
+    """
+    if fn is not None and not isinstance(fn, str):
+        return Task(name or name_of(fn), fn, **options)
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        return Task(fn or name or name_of(function), function, **options)
+
+    return decorate
+
+
+class TaskBase:
+    """A task written as a class: options are class attributes, ``run`` is the callable.
+
+    Making an instance gives a ``Task``::
+
+        class FetchUser(TaskBase):
+            name = "fetch-user"
+            timeout = 5.0
+
+            def run(self, user_id: int) -> dict: ...
+
+        fetch_user = FetchUser()
+
+    Raises:
+        TypeError: ``run`` is missing, the constructor is given arguments, or an attribute looks like
+            a misspelt option (when the class is made).
+    """
+
+    name: ClassVar[str | None] = None
+    run: Callable[..., Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for attribute in vars(cls):
+            near = get_close_matches(attribute, ("name", *Options.NAMES), n=1, cutoff=0.8)
+            ours = Options.ALIASES.get(attribute) or (near[0] if near else attribute)
+            if not attribute.startswith("_") and attribute != "run" and ours != attribute:
+                raise TypeError(f"{cls.__name__}.{attribute} looks like the option {ours}: rename it to one or the other.")
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            raise TypeError(f"{cls.__name__}() takes no arguments: what varies is given to the task as inputs.")
+        self = super().__new__(cls)
+        if not callable(getattr(self, "run", None)):
+            raise TypeError(f"{cls.__name__} needs a method run.")
+        options = {name: getattr(cls, name) for name in Options.NAMES if hasattr(cls, name)}
+        return Task(cls.name or cls.__name__, self.run, **options)
+
+
+def name_of(fn: Any) -> str:
+    """Return the name that a callable gives its task: its own, or its class's."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__name__", None) or type(fn).__name__
+    return cast(str, name).strip("<>")
+
+
+def check_name(name: object) -> None:
+    """Refuse what cannot be the name of a task.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is empty, or has a ``#`` (which numbers task runs).
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"The name of a task is a string, not {name!r}.")
+    if not name:
+        raise ValueError("The name of a task is empty: give it one.")
+    if "#" in name:
+        raise ValueError(f"Task name {name!r} has a '#', which numbers the runs of a task: leave it out.")
+
+
+def check_limit(timeout: object, what: str) -> None:
+    """Refuse a time limit that is no positive number of seconds (None is no limit).
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is 0, negative, not a number, or beyond what a thread can wait.
+    """
+    check_wait(timeout, what)
+    if timeout == 0:
+        raise ValueError(f"The timeout of {what} is more than 0 seconds, not {timeout!r}.")
+
+
+def check_wait(timeout: object, what: str) -> None:
+    """Refuse a time to wait that is no number of seconds from 0 on (None waits without limit).
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, not a number, or beyond what a thread can wait.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"The timeout of {what} is a number of seconds, not {timeout!r}.")
+    if not 0 <= timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"The timeout of {what} is a positive number of seconds, not {timeout!r}.")
+
+
+def refuse_option(whose: str, option: str, known: tuple[str, ...], aliases: Mapping[str, str]) -> NoReturn:
+    """Raise the ``TypeError`` for an unknown option, with the nearest of ours."""
+    near = get_close_matches(option, known, n=1, cutoff=0.5)
+    ours = aliases.get(option) or (near[0] if near else None)
+    mend = f"did you mean {ours}?" if ours else f"there are {', '.join(known)}."
+    raise TypeError(f"{whose} has no option {option}: {mend}")
+
+
