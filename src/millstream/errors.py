@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import CancelledError
-from difflib import get_close_matches
 from typing import Any
 
 
@@ -212,6 +211,8 @@ class DuplicateTaskWarning(UserWarning):
 
 def listed(label: str, names: Iterable[Any], wanted: str = "") -> str:
     """Return ``names`` as the end of a sentence, the one nearest to ``wanted`` first."""
+    from difflib import get_close_matches  # only for an error's text
+
     known = [str(name) for name in names]
     near = get_close_matches(wanted, known, n=1)
     if near:

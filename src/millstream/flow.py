@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
-import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,6 @@ from itertools import count
 from types import CodeType, MappingProxyType
 from typing import Any, ClassVar, Self, TypedDict, TypeVar, Unpack, overload
 
-from millstream.binding import Binding, unwrapped
 from millstream.context import Context
 from millstream.engine.clock import Clock
 from millstream.engine.run import FlowRun
@@ -60,6 +59,9 @@ class Registered:
     __slots__ = ("_planned", "binding", "task")
 
     def __init__(self, task: Task[..., Any]) -> None:
+        # Reading signatures takes a large module, which is loaded with the first task.
+        from millstream.binding import Binding
+
         self.task = task
         self.binding = Binding(task.name, task.fn)
         self._planned: Planned | None = None
@@ -85,7 +87,7 @@ class Planned:
         self.is_async = binding.is_async
         self.refuse = binding.refuse
         self.collects = binding.collects
-        self.invoke = binding.invoke if adapted is task.fn else Binding(task.name, task.fn, adapted).invoke
+        self.invoke = binding.invoke if adapted is task.fn else type(binding)(task.name, task.fn, adapted).invoke
 
 
 class Flow:
@@ -458,7 +460,7 @@ class Flow:
         if values:
             context.from_dict(values)
         run = FlowRun(
-            run_id or f"{self._name}-{uuid.uuid4().hex[:12]}",
+            run_id or f"{self._name}-{os.urandom(6).hex()}",
             plan,
             context,
             stream=stream,
@@ -506,7 +508,9 @@ class Flow:
             elif given is not None or self._shared_context is not None:
                 context = given or self._shared_context  # type: ignore[assignment]
                 if deps is not None or metadata is not None:
-                    raise ValueError("deps and metadata belong to the context that is given: Context(deps=, metadata=).")
+                    raise ValueError(
+                        "deps and metadata belong to the context that is given: Context(deps=, metadata=)."
+                    )
             elif self._context is not None and not self._context_used:
                 context = self._context
             else:
@@ -567,13 +571,19 @@ class Plan:
 
 def same_function(old: Any, new: Any) -> bool:
     """Whether one function is the other defined anew: same name, same place in the source."""
+    from millstream.binding import unwrapped
+
     if old is new:
         return True
     before, after = unwrapped(old), unwrapped(new)
     code, other = getattr(before, "__code__", None), getattr(after, "__code__", None)
     if not isinstance(code, CodeType) or not isinstance(other, CodeType):
         return False
-    return (before.__module__, code.co_qualname, code.co_filename) == (after.__module__, other.co_qualname, other.co_filename)
+    return (before.__module__, code.co_qualname, code.co_filename) == (
+        after.__module__,
+        other.co_qualname,
+        other.co_filename,
+    )
 
 
 def running_loop(*, required: bool = True) -> Any:

@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast, overload
 
 from millstream.errors import TaskCancelledError
@@ -241,10 +240,11 @@ class TaskBase:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for attribute in vars(cls):
-            near = get_close_matches(attribute, ("name", *Options.NAMES), n=1, cutoff=0.8)
-            ours = Options.ALIASES.get(attribute) or (near[0] if near else attribute)
+            ours = Options.ALIASES.get(attribute) or nearest(attribute, ("name", *Options.NAMES), 0.8) or attribute
             if not attribute.startswith("_") and attribute != "run" and ours != attribute:
-                raise TypeError(f"{cls.__name__}.{attribute} looks like the option {ours}: rename it to one or the other.")
+                raise TypeError(
+                    f"{cls.__name__}.{attribute} looks like the option {ours}: rename it to one or the other."
+                )
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
@@ -306,11 +306,16 @@ def check_wait(timeout: object, what: str) -> None:
         raise ValueError(f"The timeout of {what} is a positive number of seconds, not {timeout!r}.")
 
 
+def nearest(word: str, known: tuple[str, ...], likeness: float) -> str | None:
+    """Return the one of ``known`` that is most like ``word``, from a likeness (0 to 1) on."""
+    from difflib import get_close_matches  # only for classes and errors, and not small
+
+    near = get_close_matches(word, known, n=1, cutoff=likeness)
+    return near[0] if near else None
+
+
 def refuse_option(whose: str, option: str, known: tuple[str, ...], aliases: Mapping[str, str]) -> NoReturn:
     """Raise the ``TypeError`` for an unknown option, with the nearest of ours."""
-    near = get_close_matches(option, known, n=1, cutoff=0.5)
-    ours = aliases.get(option) or (near[0] if near else None)
+    ours = aliases.get(option) or nearest(option, known, 0.5)
     mend = f"did you mean {ours}?" if ours else f"there are {', '.join(known)}."
     raise TypeError(f"{whose} has no option {option}: {mend}")
-
-

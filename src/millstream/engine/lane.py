@@ -11,7 +11,6 @@ from __future__ import annotations
 import types
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -133,11 +132,12 @@ class Feed:
 class Lane:
     """The work of one run for one group of workers."""
 
-    __slots__ = ("active", "crew", "feeds", "on_loop", "ready", "run", "wanted", "workers")
+    __slots__ = ("active", "burst", "capacity", "crew", "feeds", "on_loop", "ready", "run", "wanted", "workers")
 
     def __init__(self, run: FlowRun, workers: Workers, *, on_loop: bool) -> None:
         self.run = run
         self.workers = workers
+        self.capacity, self.burst = workers.capacity, workers.burst
         self.on_loop = on_loop
         self.ready: deque[Item] = deque()  #: filled by the scheduler, taken from without a lock
         self.feeds: deque[Feed] = deque()  #: lists to be pulled when nothing is ready
@@ -150,11 +150,10 @@ class Lane:
 
     def shortage(self, soon: int) -> int:
         """Return how many more workers are needed; ``soon`` are about to look for work anyway."""
-        workers = self.workers
         return min(
             len(self.ready) + len(self.feeds) - soon - self.wanted,
-            workers.burst - self.wanted,
-            workers.capacity - self.active - self.wanted,
+            self.burst - self.wanted,
+            self.capacity - self.active - self.wanted,
         )
 
     def come(self, worker: Worker) -> None:
@@ -197,7 +196,7 @@ class Lane:
             except IndexError:
                 if self._pull() or self._stay(worker):
                     continue
-                return
+                return None
             item.begin()
             worker.item = item
             if run.stopping:
@@ -269,7 +268,7 @@ class Lane:
         """Return output and requests of what a task returned; None when a loop will report them."""
         if isinstance(result, types.GeneratorType):
             result = self._iterate(item, result)
-        if isinstance(result, Coroutine):
+        if isinstance(result, (types.AsyncGeneratorType, Coroutine)):
             self.run.adopt(item, result)
             return None
         return self.outcome(item, result)
@@ -338,63 +337,50 @@ class Lane:
     async def work_async(self, worker: Worker) -> None:
         """Await task runs until there are none left."""
         run = self.run
+        context, take, enter, stream = run.context, self.ready.popleft, current_run.set, run.stream_buffer
         with run.monitor:
             self.come(worker)
         while True:
             try:
-                item = self.ready.popleft()
+                item = take()
             except IndexError:
                 if self._pull() or self._stay(worker):
                     continue
-                return
-            item.begin()
-            if self.ready or self.feeds:
+                return None
+            if not self.wanted and (self.ready or self.feeds):
                 # Should what we await suspend, another pump takes the next one meanwhile.
                 run.monitor.post(run.dispatch, None)
-            current_run.set(item)
+            task = item.task
+            enter(item)
             before = copy_context()
-            if not await self.await_item(worker, item, None) or copy_context() != before:
-                # It was cancelled, or a task changed context variables that the next must not see.
+            try:
+                worker.item, result, item.handle = item, item.handle, worker
+                if result is None:  # else a plain function was called elsewhere and gave a coroutine
+                    item.begin()
+                    if run.stopping:
+                        raise TaskCancelledError(item.id)
+                    if task.timeout is not None:
+                        run.arm(item)
+                    result = task.invoke(item, context)
+                if type(result) is types.CoroutineType:
+                    result = await result
+                elif isinstance(result, (types.AsyncGeneratorType, Coroutine)):
+                    result = await self._awaited(item, result)
+                output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
+                if stream is not None and stream.full:
+                    await run.wait_for_room_async()
+            except BaseException as error:  # whatever a task raises is an outcome of it
+                if not run.coroutine_failed(worker, item, error):
+                    return self._go(worker)
+            else:
+                run.report(item, output, requests, self)
+            if copy_context() != before:
+                # The task changed context variables, which the next one must not see.
                 return self._go(worker)
 
-    async def adopted(self, item: Item, awaitable: Any, worker: Worker) -> None:
-        """Await what a plain function returned."""
-        current_run.set(item)
-        with self.run.monitor:
-            self.crew.add(worker)
-        await self.await_item(worker, item, awaitable)
-        with self.run.monitor:
-            self.leave(worker)
-
-    async def await_item(self, worker: Worker, item: Item, awaitable: Any) -> bool:
-        """Await one task run and report it; return False when this asyncio task was cancelled."""
-        import asyncio
-
-        run = self.run
-        worker.item, item.handle = item, worker
-        if run.stopping:
-            run.report_failure(item, TaskCancelledError(item.id))
-            return True
-        if item.task.timeout is not None:
-            run.arm(item)
-        try:
-            result = item.task.invoke(item, run.context) if awaitable is None else awaitable
-            if isinstance(result, types.AsyncGeneratorType):
-                result = await self._iterate_async(item, result)
-            elif isinstance(result, Coroutine):
-                result = await result
-            output, requests = self.outcome(item, result)
-            if run.stream_buffer is not None and run.stream_buffer.full:
-                await run.wait_for_room_async()
-        except asyncio.CancelledError as error:
-            cancelled = bool(worker.task.cancelling()) if worker.task is not None else False
-            run.report_failure(item, TaskCancelledError(item.id) if cancelled else error)
-            return not cancelled
-        except BaseException as error:  # whatever a task raises is an outcome of it
-            run.report_failure(item, error)
-        else:
-            run.monitor.post(run.settle, item, output, requests, None)
-        return True
+    async def _awaited(self, item: Item, result: Any) -> None:
+        """Await a coroutine of another make, or run an asynchronous generator to its end."""
+        return await (self._iterate_async(item, result) if isinstance(result, AsyncGenerator) else result)
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
         run = self.run

@@ -10,12 +10,12 @@ values, errors; never the flow.
 from __future__ import annotations
 
 import logging
+import os.path
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from millstream.context import Context
@@ -44,7 +44,7 @@ RUNNING, ABANDONED = Status.RUNNING, Status.ABANDONED
 #: stopped by then is abandoned: it cannot change anything any more.
 GRACE = 0.5
 
-_PACKAGE = str(Path(__file__).parent.parent)
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 
 class Planned(Protocol):
@@ -294,7 +294,7 @@ class FlowRun:
         ``lane`` is that of a worker that is going to look for work there next.
         """
         if item.status is not RUNNING:
-            return  # it was given up: what comes late changes nothing
+            return None  # it was given up: what comes late changes nothing
         scheduler, task = self.scheduler, item.task
         if task.timeout is not None:
             item.timer.cancel()
@@ -320,12 +320,16 @@ class FlowRun:
             scheduler.finished(item, output, None, False)
             self.fed(feed, [], False, None)
         elif scheduler.finished(item, output, requests, joins) and self._results is not None:
-            self._results[item.id] = output
+            self._results[name if item.number == 1 else f"{name}#{item.number}"] = output
         if scheduler.coalesced:
             self._tell_coalesced()
         if lane is None or len(self._lanes) > 1:
             self.dispatch(lane)
-        elif len(lane.ready) > 1 or lane.feeds:
+        elif (
+            lane.wanted < lane.burst
+            and lane.active + lane.wanted < lane.capacity
+            and (len(lane.ready) > 1 or lane.feeds)
+        ):
             self._send_for(lane, 1)
         if scheduler.under_way <= blocked.count:
             self._quiet()
@@ -478,8 +482,10 @@ class FlowRun:
         """Nothing starts any more, and what runs is told."""
         self.stopping = True
         self._status_at_end = status
-        self.scheduler.stop()
         later = self.monitor.later
+        for item in self.scheduler.stop():
+            if item.handle is not None:  # a coroutine that no loop has got to yet
+                later.append((item.handle.close, ()))
         for lane in self._lanes.values():
             while lane.feeds:
                 feed = lane.feeds.popleft()
@@ -646,9 +652,10 @@ class FlowRun:
 
     def adopt(self, item: Item, awaitable: Any) -> None:
         """A plain function gave a coroutine: a loop awaits and reports it. Called with no lock held."""
+        item.handle = awaitable
         with self.monitor:
-            lane = self._lane(None, True)
-        lane.workers.adopt(partial(lane.adopted, item, awaitable))
+            self._lane(None, True).ready.append(item)
+            self.dispatch(None)
 
     def _send_for(self, lane: Lane, soon: int) -> None:
         needed = lane.shortage(soon)
@@ -680,6 +687,23 @@ class FlowRun:
                     dropped,
                     extra={"run_id": self.id, "task": name, "attempt": 1},
                 )
+
+    def report(self, item: Item, output: Any, requests: Any, lane: Lane) -> None:
+        """A coroutine gave its output. The hot loop for plain functions has this inline."""
+        monitor = self.monitor
+        if monitor.lock.acquire(False):
+            self.settle(item, output, requests, lane)
+            monitor.leave()
+        else:
+            monitor.post(self.settle, item, output, requests, None)
+
+    def coroutine_failed(self, worker: Any, item: Item, error: BaseException) -> bool:
+        """A coroutine raised. Return False when that was the end of its worker as well."""
+        import asyncio
+
+        cancelled = isinstance(error, asyncio.CancelledError) and bool(worker.task.cancelling())
+        self.report_failure(item, TaskCancelledError(item.id) if cancelled else error)
+        return not cancelled
 
     def report_failure(self, item: Item, error: BaseException) -> None:
         """A task raised. Called by its worker, no lock held."""

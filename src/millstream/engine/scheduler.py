@@ -213,7 +213,7 @@ class Scheduler:
         task.live -= 1
         self.under_way -= 1
         scope = run.scope
-        if run.slot is not None and scope is not None and scope.outputs is not None:
+        if scope is not None and run.slot is not None and scope.outputs is not None:
             scope.outputs[run.slot] = output
         if requests and not self.stopped:
             if joins:
@@ -255,8 +255,8 @@ class Scheduler:
         """It goes on."""
         self._blocked -= 1
 
-    def stop(self) -> int:
-        """Cancel whatever has not begun, start nothing more; return how many were cancelled.
+    def stop(self) -> list[TaskRun]:
+        """Cancel whatever has not begun, start nothing more; return what was cancelled.
 
         Lists that still grow must be closed by their driver.
         """
@@ -269,7 +269,7 @@ class Scheduler:
         for run in cancelled:
             run.status = CANCELLED
             run.task.live -= 1
-        return len(cancelled)
+        return cancelled
 
     def forget(self) -> None:
         """The run has ended: let go of everything, so that nothing refers to it in a circle."""

@@ -225,5 +225,3 @@ def attach(run: FlowRun) -> Stream:
         run.has_reader = True
         stream.attached = True
     return stream
-
-

@@ -276,5 +276,3 @@ def call_in(loop: Any, call: Any, *args: Any) -> None:
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
@@ -151,15 +150,8 @@ class LoopWorkers(Workers):
         except RuntimeError as error:  # the loop is closed
             lane.lost(str(error))
 
-    def adopt(self, start: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
-        """Run one coroutine beside the pumps; ``start`` is given its worker. RuntimeError: no loop."""
-        self.loop.call_soon_threadsafe(self._spawn, start)
-
     def _start(self, lane: Lane) -> None:
-        self._spawn(lane.work_async)
-
-    def _spawn(self, start: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
         worker = LoopWorker()
-        worker.task = pump = self.loop.create_task(start(worker))
+        worker.task = pump = self.loop.create_task(lane.work_async(worker))
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)

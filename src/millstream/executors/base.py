@@ -81,10 +81,6 @@ class Workers(ABC):
         """Whether the calling thread is in ``drive``."""
         return False
 
-    def adopt(self, start: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
-        """Run one coroutine on an event loop; ``start`` is given its worker."""
-        raise NotImplementedError(f"{type(self).__name__} has no event loop")
-
     def nudge(self) -> None:
         """``until()`` of a ``drive`` may be true now."""
 
