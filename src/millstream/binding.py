@@ -235,7 +235,7 @@ def unwrapped(fn: Any) -> Any:
     while isinstance(fn, functools.partial):
         fn = fn.func
     if not inspect.isroutine(fn) and not isinstance(fn, type) and not hasattr(fn, "__wrapped__"):
-        fn = getattr(type(fn), "__call__", fn)
+        fn = type(fn).__call__
     return inspect.unwrap(fn)
 
 
@@ -247,5 +247,5 @@ def is_async(fn: Any) -> bool:
     while isinstance(fn, functools.partial):
         fn = fn.func
     if not inspect.isroutine(fn) and not isinstance(fn, type):
-        fn = getattr(type(fn), "__call__", fn)
+        fn = type(fn).__call__
     return inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn)

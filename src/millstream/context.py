@@ -170,7 +170,9 @@ class Context(Generic[DepsT]):
         with self._monitor:
             self._put(key, value)
 
-    __setitem__ = set
+    def __setitem__(self, key: str, value: Any) -> None:
+        """``ctx[key] = value`` is ``ctx.set(key, value)``."""
+        self.set(key, value)
 
     def update(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
         """Replace the value of ``key`` by ``fn(value)`` in one atomic step; return the new value.
@@ -226,7 +228,9 @@ class Context(Generic[DepsT]):
                 raise ContextKeyError(key)
             del self._values[key]
 
-    __delitem__ = delete
+    def __delitem__(self, key: str) -> None:
+        """``del ctx[key]`` is ``ctx.delete(key)``."""
+        self.delete(key)
 
     def from_dict(self, values: Mapping[str, Any]) -> None:
         """Set every key of ``values``, one by one.

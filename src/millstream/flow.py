@@ -384,6 +384,7 @@ class Flow:
                 return
             self._closed = True
             runs = list(self._runs)
+        self.cancel_all()
         for run in runs:
             run.abandon()
         self._clock.close()
@@ -396,12 +397,14 @@ class Flow:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Wait for background runs after a normal end, cancel them after an exception; then close."""
-        if kind is None:
-            with self._lock:
-                runs = list(self._runs)
-            for run in runs:
-                run.wait()
-        self.close()
+        try:
+            if kind is None:
+                with self._lock:
+                    runs = list(self._runs)
+                for run in runs:
+                    run.wait()
+        finally:
+            self.close()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -409,11 +412,13 @@ class Flow:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
             runs = list(self._runs)
-        for run in runs:
-            if kind is not None:
-                run.cancel()
-            await run.ended()
-        self.close()
+        try:
+            for run in runs:
+                if kind is not None:
+                    run.cancel()
+                await run.ended()
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
         return f"<Flow {self._name}: {len(self._tasks)} tasks{', closed' if self._closed else ''}>"
@@ -613,7 +618,12 @@ def _cancel_at_exit(flow: Flow) -> None:
     if not _registered:
         _registered.append(True)
         register = getattr(threading, "_register_atexit", atexit.register)
-        register(lambda: [each.cancel_all() for each in list(_at_exit)])
+        register(_cancel_all)
+
+
+def _cancel_all() -> None:
+    for flow in list(_at_exit):
+        flow.cancel_all()
 
 
 def _outside() -> int:

@@ -96,8 +96,8 @@ class TaskOutput(Generic[T]):
 
     def __init__(
         self,
-        output: T = None,
-        next_tasks: Iterable[NextTask] | NextTask | None = None,  # type: ignore[assignment]
+        output: T = None,  # type: ignore[assignment]  # TaskOutput() is a TaskOutput[None]
+        next_tasks: Iterable[NextTask] | NextTask | None = None,
     ) -> None:
         self.output = output
         self.next_tasks = [next_tasks] if type(next_tasks) is NextTask else next_tasks  # type: ignore[assignment]

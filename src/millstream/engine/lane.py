@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iter
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from millstream.engine.clock import Timer
 from millstream.engine.scheduler import Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
 from millstream.executors.base import Worker, Workers
@@ -49,6 +50,9 @@ class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
     __slots__ = ("limit", "timer")
+
+    limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
+    timer: Timer  #: what will say so
 
     @property
     def run(self) -> FlowRun:
@@ -224,13 +228,15 @@ class Lane:
                 if stream is not None and stream.full:
                     run.wait_for_room()
                 if locked(False):
-                    report(item, output, requests, self)
-                    if posted or later:
-                        monitor.leave()
-                    else:
-                        unlock()
-                        if posted and locked(False):  # left by somebody who found it locked
+                    try:
+                        report(item, output, requests, self)
+                    finally:  # on the inline executor Ctrl-C can strike anywhere
+                        if posted or later:
                             monitor.leave()
+                        else:
+                            unlock()
+                            if posted and locked(False):  # left by somebody who found it locked
+                                monitor.leave()
                 else:
                     monitor.post(report, item, output, requests, None)
             if worker.dismissed or (queue and worker.overstays()):
@@ -305,32 +311,27 @@ class Lane:
 
     def _iterate(self, item: Item, generator: Generator[Any, None, Any]) -> Any:
         """Run a generator task to its end; return its return value."""
-        run = self.run
         own = copy_context()
-        scope: Scope | None = None
         try:
             while True:
                 try:
                     value = own.run(next, generator)
                 except StopIteration as end:
                     return end.value
-                scope = self._yielded(item, scope, value)
-                if run.stopping:
+                self._yielded(item, value)
+                if item.cancelled:
                     raise TaskCancelledError(item.id)
         finally:
             own.run(generator.close)
-            if scope is not None:
-                run.monitor.post(run.close_list, scope)
 
-    def _yielded(self, item: Item, scope: Scope | None, value: Any) -> Scope | None:
+    def _yielded(self, item: Item, value: Any) -> None:
         """Send an interim value, or schedule a request at once."""
         if isinstance(value, NextTask):
-            return self.run.request(item, scope, value)
+            self.run.request(item, value)
+            return
         if isinstance(value, TaskOutput):
             raise TypeError(f"A generator task yields values and NextTask requests; return {value!r} instead.")
-        chunk = value if isinstance(value, StreamChunk) else StreamChunk(item.id, value)
-        self.run.emit(item, chunk)
-        return scope
+        self.run.emit(item, value if isinstance(value, StreamChunk) else StreamChunk(item.id, value))
 
     # ---- the same on an event loop --------------------------------------------------------------
 
@@ -378,19 +379,19 @@ class Lane:
                 # The task changed context variables, which the next one must not see.
                 return self._go(worker)
 
-    async def _awaited(self, item: Item, result: Any) -> None:
+    async def _awaited(self, item: Item, result: Any) -> Any:
         """Await a coroutine of another make, or run an asynchronous generator to its end."""
-        return await (self._iterate_async(item, result) if isinstance(result, AsyncGenerator) else result)
+        if isinstance(result, Coroutine):
+            return await result
+        await self._iterate_async(item, result)
+        return None
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
         run = self.run
-        scope: Scope | None = None
         try:
             async for value in generator:
-                scope = self._yielded(item, scope, value)
+                self._yielded(item, value)
                 if run.stream_buffer is not None and run.stream_buffer.full:
                     await run.wait_for_room_async()
         finally:
             await generator.aclose()
-            if scope is not None:
-                run.monitor.post(run.close_list, scope)

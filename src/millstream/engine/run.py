@@ -118,6 +118,7 @@ class FlowRun:
         self._status = self._status_at_end = RUNNING
         self._driven: list[Workers] = []  # those that work in the thread that waits
         self._timers: list[Timer] = []
+        self._growing: dict[Item, Scope] = {}  # lists of generator tasks that have not ended
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._blocked = self._attach()
@@ -294,7 +295,7 @@ class FlowRun:
         ``lane`` is that of a worker that is going to look for work there next.
         """
         if item.status is not RUNNING:
-            return None  # it was given up: what comes late changes nothing
+            return  # it was given up: what comes late changes nothing
         scheduler, task = self.scheduler, item.task
         if task.timeout is not None:
             item.timer.cancel()
@@ -307,7 +308,8 @@ class FlowRun:
                     feed, requests = requests, None
                     scheduler.check(feed.ahead, item)
             except Exception as error:  # what the flow cannot serve is the failure of who asked
-                return self.failed(item, error)
+                self.failed(item, error)
+                return
         name = task.name
         self.context._values[name] = output
         blocked = self._blocked
@@ -321,6 +323,8 @@ class FlowRun:
             self.fed(feed, [], False, None)
         elif scheduler.finished(item, output, requests, joins) and self._results is not None:
             self._results[name if item.number == 1 else f"{name}#{item.number}"] = output
+        if self._growing:
+            self._close_list(item)
         if scheduler.coalesced:
             self._tell_coalesced()
         if lane is None or len(self._lanes) > 1:
@@ -346,26 +350,28 @@ class FlowRun:
         if not consequence:
             self._blame(error)
         self.scheduler.failed(item, Status.CANCELLED if consequence else Status.FAILED)
+        self._close_list(item)
         self._after()
 
-    def request(self, item: Item, scope: Scope | None, request: NextTask) -> Scope | None:
+    def request(self, item: Item, request: NextTask) -> None:
         """A generator task yields a request. Called with no lock held; raises what refuses it."""
         with self.monitor:
             if item.status is not RUNNING or self.stopping:
-                return scope
+                return
+            scope = self._growing.get(item)
             if scope is None:
                 self.scheduler.check((request,))
-                scope = self.scheduler.open_list(item)
+                scope = self._growing[item] = self.scheduler.open_list(item)
             self.scheduler.request(scope, request)
             if self.scheduler.coalesced:
                 self._tell_coalesced()
             self.dispatch(None)
-        return scope
 
-    def close_list(self, scope: Scope) -> None:
-        """A list of requests is complete."""
-        self.scheduler.close_list(scope)
-        self._after()
+    def _close_list(self, item: Item) -> None:
+        """A task run that made requests one by one has ended: its list is complete."""
+        scope = self._growing.pop(item, None)
+        if scope is not None:
+            self.scheduler.close_list(scope)
 
     def fed(self, feed: Feed, requests: Sequence[Any], ended: bool, error: BaseException | None) -> None:
         """Requests of a list were pulled."""
@@ -453,6 +459,7 @@ class FlowRun:
 
     def _dismiss(self, item: Item) -> None:
         self.scheduler.failed(item, ABANDONED)
+        self._close_list(item)
         lane = item.task.lane
         for worker in lane.crew:
             if worker.item is item:

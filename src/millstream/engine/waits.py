@@ -146,7 +146,7 @@ class Blocked:
         with self.monitor:
             if not waiter.settled and waiter.error is None:
                 self._remove(waiter)
-                waiter.error = _GetTimeout(waiter.key, timeout)
+                waiter.error = _GetTimeoutError(waiter.key, timeout)
 
     def _withdraw(self, waiter: Waiter) -> None:
         with self.monitor:
@@ -160,7 +160,7 @@ class Blocked:
         if default is not MISSING and not isinstance(error, TaskCancelledError):
             return default
         try:
-            if isinstance(error, _GetTimeout):
+            if isinstance(error, _GetTimeoutError):
                 raise TimeoutError(str(error))
             raise error
         finally:
@@ -246,7 +246,7 @@ class Blocked:
         return waiters[0], DeadlockError(waits)
 
 
-class _GetTimeout(FlowError):
+class _GetTimeoutError(FlowError):
     """Internal: becomes a ``TimeoutError``, or the default."""
 
     def __init__(self, key: str, seconds: float | None) -> None:

@@ -71,11 +71,14 @@ class Workers(ABC):
     def request(self, lane: Lane) -> None:
         """Send one worker to ``lane`` as soon as there is a place. Never waits, never raises."""
 
+    # The next three are for a group that is ``driven``.
+
     def drive(self, until: Callable[[], bool], pause: Callable[[], AbstractContextManager[object]]) -> None:
-        """Work in the calling thread until ``until()``; only for a group that is ``driven``.
+        """Work in the calling thread until ``until()``.
 
         ``pause()`` is entered while the thread sleeps because there is nothing for it to do.
         """
+        raise NotImplementedError(f"{type(self).__name__} is not driven")
 
     def driven_here(self) -> bool:
         """Whether the calling thread is in ``drive``."""
@@ -83,6 +86,7 @@ class Workers(ABC):
 
     def nudge(self) -> None:
         """``until()`` of a ``drive`` may be true now."""
+        raise NotImplementedError(f"{type(self).__name__} is not driven")
 
 
 class Executor(ABC):

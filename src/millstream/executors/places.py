@@ -191,7 +191,12 @@ class Places(Workers):
         thread = threading.Thread(target=_run, args=(worker,), name=f"{self.name}-{next(_numbers)}", daemon=True)
         with self._lock:
             self.crew[worker] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter is shutting down
+            self.ended(worker)
+            self.free_place()
+            lane.lost(str(error))
 
     def ended(self, worker: ThreadWorker) -> None:
         """The thread of ``worker`` is about to end."""
@@ -222,7 +227,7 @@ class Places(Workers):
     def _grant_to(self, worker: ThreadWorker) -> list[tuple[ThreadWorker | None, Lane | None]]:
         """Grant as usual, but let ``worker`` itself take the first lane."""
         worker.mail = None
-        granted = []
+        granted: list[tuple[ThreadWorker | None, Lane | None]] = []
         for other, lane in self._grant():
             if lane is not None and worker.mail is None:
                 worker.mail = lane
@@ -234,7 +239,8 @@ class Places(Workers):
 
 
 def _let_on(worker: ThreadWorker | None) -> None:
-    assert worker is not None and worker.gate is not None, "a claim without a lane is a worker that goes on"
+    assert worker is not None, "a claim without a lane is a worker"
+    assert worker.gate is not None, "and one that goes on"
     worker.gate.release()
 
 

@@ -112,7 +112,7 @@ class PoolPlaces(Places):
         return here.worker is None and threading.current_thread() in threads
 
     def _job(self, lane: Lane) -> None:
-        """Runs in the pool: one worker's stay."""
+        """Run in the pool: one worker's stay."""
         worker = PoolWorker(self)
         worker.since = time.monotonic()
         before, here.worker = here.worker, worker
@@ -131,7 +131,7 @@ class PoolPlaces(Places):
         self._send(granted)
 
     def _check(self, job: concurrent.futures.Future[None], lane: Lane) -> None:
-        """The pool is done with a job: did it run at all?"""
+        """Find out whether a job that the pool is done with has run at all."""
         if job.cancelled():
             self._job_ended()
             lane.lost("its pool was shut down and cancelled what was queued")
