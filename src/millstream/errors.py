@@ -82,7 +82,7 @@ class DeadlockError(FlowError):
 
     def __str__(self) -> str:
         graph = ", ".join(f"{who} waits for {what}" for who, what in self.waits)
-        return f"Deadlock: {graph}. Set one of these keys first, or give its get a default."
+        return f"Deadlock: {graph}. None of them can go on: set a key first, or give its get a default."
 
 
 class BlockingGetError(FlowError):

@@ -225,8 +225,15 @@ class FlowRun:
 
     def _place(self) -> tuple[Worker | None, Any]:
         """Return the worker whose thread this is and its task run, if the call comes from a task."""
+        self._refuse_own_task()
         worker, item = here.worker, current_run.get()
         return (worker, item) if worker is not None and worker.item is item else (None, None)
+
+    def _refuse_own_task(self) -> None:
+        """Raise when a task of this very run would wait for its end."""
+        item: Any = current_run.get()
+        if item is not None and item.run is self and not item.given_up:
+            raise DeadlockError([(item.id, f"the end of its own run {self.id}")])
 
     @contextmanager
     def _lend(self, worker: Worker | None, item: Any) -> Generator[None, None, None]:
@@ -268,6 +275,7 @@ class FlowRun:
     async def ended(self) -> None:
         """Wait for the end without blocking the event loop."""
         if not self.finished:
+            self._refuse_own_task()
             await self.sleep_async(self._on_end)
 
     def _on_end(self, wake: Callable[[], object]) -> bool:
