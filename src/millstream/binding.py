@@ -207,6 +207,8 @@ def _payload(default: Any, run: Any, ctx: Any) -> Any:
 
 def _names_context(annotation: Any, fn: Callable[..., Any]) -> bool:
     """Whether an annotation says ``Context``, as a class, a string or inside a union."""
+    if isinstance(annotation, typing.ForwardRef):
+        annotation = annotation.__forward_arg__
     if isinstance(annotation, str):
         annotation = _evaluate(annotation, fn)
         if isinstance(annotation, str):

@@ -13,7 +13,8 @@ where a worker takes it, and counts as under way until its outcome is reported. 
 * a ``Scope`` holds the joins of one list of requests. It counts the task runs of that list and all
   that they schedule in turn; at zero its joins are dispatched. Scopes nest: what a scope opens
   inside another counts there as well, so one completion costs one decrement, at any depth.
-* a *watch* on a task is told when no run of that task is under way or pending any more.
+* a ``Watch`` lets a scope wait for task runs that belong elsewhere: those that one of its
+  requests coalesced with.
 * ``held`` are task runs that ``max_parallel`` does not allow yet.
 
 A list of requests is either served at once (``finished``), or grows while it is served
@@ -36,10 +37,13 @@ from millstream.values import NextTask, Status
 PENDING, RUNNING, SUCCESS = Status.PENDING, Status.RUNNING, Status.SUCCESS
 FAILED, CANCELLED, ABANDONED = Status.FAILED, Status.CANCELLED, Status.ABANDONED
 
+#: How a task run ends without an output.
+FAILURES = frozenset({FAILED, CANCELLED, ABANDONED})
+
 #: The moves that a task run can make; everything else raises ``StateError``.
 MOVES: dict[Status, frozenset[Status]] = {
     Status.PENDING: frozenset({RUNNING, CANCELLED, Status.SKIPPED}),
-    Status.RUNNING: frozenset({SUCCESS, FAILED, CANCELLED, ABANDONED}),
+    Status.RUNNING: frozenset({SUCCESS, *FAILURES}),
     **{final: frozenset() for final in (SUCCESS, FAILED, Status.SKIPPED, CANCELLED, ABANDONED)},
 }
 
@@ -64,13 +68,25 @@ class TaskState:
         self.live = 0  #: task runs pending or under way
         self.count = 0  #: highest number given to one of its task runs
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
-        self.watches: list[tuple[Scope, int]] = []  #: told when ``live`` falls to zero
+        self.watches: list[Watch] = []  #: scopes that wait for some of its task runs
 
 
 class TaskRun:
     """One execution of a task; one object for each attempt, so that a late attempt is recognised."""
 
-    __slots__ = ("handle", "inputs", "number", "path", "requested", "scope", "slot", "status", "task", "upstream")
+    __slots__ = (
+        "handle",
+        "inputs",
+        "number",
+        "order",
+        "path",
+        "requested",
+        "scope",
+        "slot",
+        "status",
+        "task",
+        "upstream",
+    )
 
     def __init__(
         self,
@@ -78,6 +94,7 @@ class TaskRun:
         number: int,
         inputs: Mapping[str, Any] | None,
         path: int,
+        order: int,
         scope: Scope | None,
         slot: int | None,
     ) -> None:
@@ -85,6 +102,7 @@ class TaskRun:
         self.number = number
         self.inputs = inputs
         self.path = path  #: derived from the parent's path and the position among its requests
+        self.order = order  #: how many were scheduled before it
         self.scope = scope  #: the innermost scope that counts it
         self.slot = slot  #: its place among the outputs that a join collects
         self.status = PENDING
@@ -110,14 +128,27 @@ class TaskRun:
 class Scope:
     """One list of requests, with all that they schedule in turn: what its joins wait for."""
 
-    __slots__ = ("joins", "open", "outputs", "owner", "parent")
+    __slots__ = ("joins", "open", "outputs", "owner", "parent", "siblings")
 
     def __init__(self, owner: TaskRun, parent: Scope | None) -> None:
         self.owner = owner  #: the task run that made the list
         self.parent = parent  #: where this scope, and each of its joins, counts
         self.open = 1  #: members not settled yet, and one for the list itself until it is complete
         self.joins: list[TaskRun] = []
+        self.siblings = 0  #: requests of the list that are no joins
         self.outputs: list[Any] | None = None  #: one place a sibling; None: no join collects them
+
+
+class Watch:
+    """A scope waits for the task runs that one of its requests coalesced with."""
+
+    __slots__ = ("before", "left", "scope", "slot")
+
+    def __init__(self, scope: Scope, slot: int, before: int, left: int) -> None:
+        self.scope = scope
+        self.slot = slot  #: where the output of the last one goes
+        self.before = before  #: it waits for those scheduled before this order
+        self.left = left  #: how many of them have not ended
 
 
 class Scheduler:
@@ -198,7 +229,7 @@ class Scheduler:
                 joins = True
         limit = self._max_task_runs
         if limit is not None and self.scheduled + len(requests) > limit:
-            self._refuse_beyond(limit, requests, asker)
+            self._refuse_beyond(limit, requests, asker, joins and (asker is None or not all(r.join for r in requests)))
         return joins
 
     def finished(self, run: TaskRun, output: Any, requests: Sequence[NextTask] | None, joins: bool) -> bool:
@@ -224,23 +255,22 @@ class Scheduler:
                     self._request(request, hash((path, position)), scope, None)
                     position += 1
                 run.requested = position
-        if task.watches and not task.live:
-            self._tell_watches(task, output)
+        taken = bool(task.watches) and self._tell_watches(run, output)
         if scope is not None:
             self._leave(scope)
         if self.held:
             self._admit()
-        return run.slot is None and not requests and not run.requested
+        return run.slot is None and not requests and not run.requested and not taken
 
     def failed(self, run: TaskRun, status: Status = FAILED) -> None:
         """A task run ended without an output: FAILED, CANCELLED, or ABANDONED (its code goes on)."""
-        if run.status is not RUNNING or status not in MOVES[RUNNING]:
+        if run.status is not RUNNING or status not in FAILURES:
             raise StateError(f"{run.id} cannot become {status}: it is {run.status}.")
         run.status = status
         run.task.live -= 1
         self.under_way -= 1
-        if run.task.watches and not run.task.live:
-            self._tell_watches(run.task, None)
+        if run.task.watches:
+            self._tell_watches(run, None)
         if run.scope is not None:
             self._leave(run.scope)
         if self.held:
@@ -294,14 +324,14 @@ class Scheduler:
         """
         joins = self.check((request,))
         owner = scope.owner
-        if joins and owner.requested > len(scope.joins) and scope.outputs is None and self.tasks[request.id].collects:
+        if joins and scope.siblings and scope.outputs is None and self.tasks[request.id].collects:
             raise BindingError(request.id, "upstream", ("a join requested before its siblings",))
         if self.stopped:
             return
         path = hash((owner.path, owner.requested))
         owner.requested += 1
         if joins:
-            if scope.outputs is None and owner.requested == 1:
+            if not scope.siblings and scope.outputs is None:
                 scope.outputs = []
             self._add_join(scope, request, path)
         else:
@@ -321,14 +351,14 @@ class Scheduler:
         self.tasks[name] = task
         return task
 
-    def _refuse_beyond(self, limit: int, requests: Sequence[NextTask], asker: TaskRun | None) -> None:
+    def _refuse_beyond(self, limit: int, requests: Sequence[NextTask], asker: TaskRun | None, joined: bool) -> None:
         """Raise when ``requests`` exceed the limit, not counting those that will coalesce."""
         room = limit - self.scheduled
         live = {name for name, task in self.tasks.items() if task.live}
         if asker is not None and asker.task.live == 1:
             live.discard(asker.task.name)
         for request in requests:
-            if request.spawn_another or request.id not in live:
+            if request.spawn_another or (joined and request.join) or request.id not in live:
                 room -= 1
             if room < 0:
                 raise TaskRunLimitError(limit, request.id)
@@ -348,10 +378,11 @@ class Scheduler:
             task.count = task.count or 1
         task.live += 1
         task.inputs = request.inputs
-        self.scheduled += 1
+        order = self.scheduled
+        self.scheduled = order + 1
         if scope is not None:
             scope.open += 1
-        run = self._make(task, number, request.inputs, path, scope, slot)
+        run = self._make(task, number, request.inputs, path, order, scope, slot)
         if self._max_parallel is None:
             self.under_way += 1
             task.queue.append(run)
@@ -409,38 +440,50 @@ class Scheduler:
             task.count = task.count or 1
         task.live += 1
         task.inputs = request.inputs
-        self.scheduled += 1
         parent = scope.parent
         if parent is not None:
             parent.open += 1
-        run = self._make(task, number, request.inputs, path, parent, None)
+        run = self._make(task, number, request.inputs, path, self.scheduled, parent, None)
+        self.scheduled += 1
         scope.joins.append(run)
         self.pending.add(run)
 
     def _add_sibling(self, scope: Scope, request: NextTask, path: int) -> None:
         slot = None
+        scope.siblings += 1
         if scope.outputs is not None:
             slot = len(scope.outputs)
             scope.outputs.append(None)
-        if self._request(request, path, scope, slot) or slot is None:
-            return
-        # It coalesced. The joins wait for the task run under way and take its output, unless that
-        # one is a join around this very list: then each would wait for the other.
-        task = self.tasks[request.id]
+        if not self._request(request, path, scope, slot) and slot is not None:
+            self._watch(scope, slot, self.tasks[request.id])
+
+    def _watch(self, scope: Scope, slot: int, task: TaskState) -> None:
+        """A sibling coalesced: the joins wait for what is under way of its task, and take its output.
+
+        They do not wait for joins around this very list: each would wait for the other.
+        """
+        left = task.live
         around: Scope | None = scope
         while around is not None:
-            if any(join.task is task for join in around.joins):
-                return
+            left -= sum(join.task is task for join in around.joins)
             around = around.parent
-        scope.open += 1
-        task.watches.append((scope, slot))
+        if left:
+            scope.open += 1
+            task.watches.append(Watch(scope, slot, self.scheduled, left))
 
-    def _tell_watches(self, task: TaskState, output: Any) -> None:
-        watches, task.watches = task.watches, []
-        for scope, slot in watches:
-            if scope.outputs is not None:
-                scope.outputs[slot] = output
-            self._leave(scope)
+    def _tell_watches(self, run: TaskRun, output: Any) -> bool:
+        """``run`` has ended; return whether a join takes its output in place of a sibling's."""
+        taken = False
+        watches = run.task.watches
+        for watch in [watch for watch in watches if run.order < watch.before]:
+            watch.left -= 1
+            if not watch.left:
+                watches.remove(watch)
+                taken = True
+                if watch.scope.outputs is not None:
+                    watch.scope.outputs[watch.slot] = output
+                self._leave(watch.scope)
+        return taken
 
     def _leave(self, scope: Scope | None) -> None:
         """One member of ``scope`` has settled; at zero its joins are ready, and it leaves its parent."""
