@@ -17,9 +17,10 @@ for. May import: values, errors, context.
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
-import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,10 @@ Invoke = Callable[[Any, Any], Any]  # (task run, context) -> what the task retur
 Filler = Callable[[Any, Any], Any]  # (task run, context) -> the value of one parameter
 
 
+#: Annotations that say nothing: a parameter with one may be the context.
+NO_FOREIGN = (inspect.Parameter.empty, Any, "Any", "typing.Any", "t.Any", object, "object")
+
+
 class Binding:
     """A callable, compiled.
 
@@ -60,7 +65,8 @@ class Binding:
         self.is_async = is_async(fn)
         parameters = _parameters(name, fn)
         self.collects = any(p.name in ("upstream", "payload") for p in parameters)
-        kinds = {p.name: _kind(p, fn) for p in parameters}
+        names = getattr(unwrapped(fn), "__globals__", {})
+        kinds = {p.name: _kind(p, names) for p in parameters}
         _first_is_context(parameters, kinds)
         self.takes_context = "context" in kinds.values()
         required = tuple(n for n, kind in kinds.items() if kind in ("input", "payload") and _required(n, parameters))
@@ -70,19 +76,28 @@ class Binding:
 
 def _parameters(name: str, fn: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
-        return list(inspect.signature(fn).parameters.values())
+        return list(_signature(fn).parameters.values())
     except (TypeError, ValueError):
         # Some builtins tell no signature: then it is the context or nothing.
         return [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)]
 
 
-def _kind(parameter: inspect.Parameter, fn: Callable[..., Any]) -> str:
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    if sys.version_info >= (3, 14):
+        # Annotations are evaluated when they are read: what cannot be stays a reference.
+        from annotationlib import Format
+
+        return inspect.signature(fn, annotation_format=Format.FORWARDREF)
+    return inspect.signature(fn)
+
+
+def _kind(parameter: inspect.Parameter, names: Mapping[str, Any]) -> str:
     """Return by which rule a parameter is filled."""
     if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
         return "nothing"
     if parameter.kind is inspect.Parameter.VAR_KEYWORD:
         return "rest"
-    if parameter.name in ("ctx", "context") or _names_context(parameter.annotation, fn):
+    if parameter.name in ("ctx", "context") or _names_context(parameter.annotation, names):
         return "context"
     if parameter.name in ("inputs", "upstream", "payload"):
         return parameter.name
@@ -97,7 +112,7 @@ def _first_is_context(parameters: Sequence[inspect.Parameter], kinds: dict[str, 
         return
     if first.kind is inspect.Parameter.VAR_POSITIONAL:
         kinds[first.name] = "context"
-    elif kinds[first.name] == "input" and first.annotation in (first.empty, Any, "Any", object, "object"):
+    elif kinds[first.name] == "input" and first.annotation in NO_FOREIGN:
         kinds[first.name] = "input or context"
 
 
@@ -122,7 +137,7 @@ def _refusal(task: str, required: tuple[str, ...]) -> Callable[[NextTask], None]
 
 def _compile(fn: Callable[..., Any], parameters: Sequence[inspect.Parameter], kinds: Mapping[str, str]) -> Invoke:
     """Return the shortest function that fills the parameters and calls ``fn``."""
-    by_name = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    taken = _taken(parameters, kinds)
     positional: list[Filler] = []
     named: list[tuple[str, Filler]] = []
     rest = False
@@ -137,7 +152,7 @@ def _compile(fn: Callable[..., Any], parameters: Sequence[inspect.Parameter], ki
             else:
                 positional.append(filler)
     if named or rest:
-        return _call_named(fn, positional, named, by_name if rest else None)
+        return _call_named(fn, positional, named, taken if rest else None)
     if not positional:
         return lambda run, ctx: fn()
     if [*kinds.values()] == ["context"]:
@@ -149,6 +164,19 @@ def _compile(fn: Callable[..., Any], parameters: Sequence[inspect.Parameter], ki
         first, second = positional
         return lambda run, ctx: fn(first(run, ctx), second(run, ctx))
     return lambda run, ctx: fn(*[fill(run, ctx) for fill in positional])
+
+
+def _taken(parameters: Sequence[inspect.Parameter], kinds: Mapping[str, str]) -> set[str]:
+    """Return the names of inputs that ``**rest`` does not get.
+
+    Those of other parameters; but what is positional-only takes no name, and only an input fills it.
+    """
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        p.name
+        for p in parameters
+        if p.kind not in stars and (p.kind is not inspect.Parameter.POSITIONAL_ONLY or "input" in kinds[p.name])
+    }
 
 
 def _call_named(
@@ -205,31 +233,57 @@ def _payload(default: Any, run: Any, ctx: Any) -> Any:
 # ---- annotations --------------------------------------------------------------------------------
 
 
-def _names_context(annotation: Any, fn: Callable[..., Any]) -> bool:
-    """Whether an annotation says ``Context``, as a class, a string or inside a union."""
+def _names_context(annotation: Any, names: Mapping[str, Any]) -> bool:
+    """Whether an annotation says ``Context``: as a class, a text, or inside a union."""
     if isinstance(annotation, typing.ForwardRef):
         annotation = annotation.__forward_arg__
     if isinstance(annotation, str):
-        annotation = _evaluate(annotation, fn)
-        if isinstance(annotation, str):
-            # It cannot be resolved (TYPE_CHECKING imports, names of a closure): go by its text.
-            return re.match(r"(\w+\.)*Context\b", annotation) is not None
+        return _text_names_context(annotation, names)
     origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType, typing.Annotated):
-        return any(_names_context(part, fn) for part in typing.get_args(annotation))
-    found = origin or annotation
+    if origin is typing.Annotated:
+        return _names_context(typing.get_args(annotation)[0], names)
+    if origin in (typing.Union, types.UnionType):
+        return any(_names_context(part, names) for part in typing.get_args(annotation))
+    return _is_context(origin or annotation)
+
+
+def _is_context(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Context)
 
 
-def _evaluate(annotation: str, fn: Callable[..., Any]) -> Any:
-    """Resolve a postponed annotation where the function was written, or return the text."""
-    function = unwrapped(fn)
-    names = getattr(function, "__globals__", {})
+def _text_names_context(text: str, names: Mapping[str, Any]) -> bool:
+    """The same for a postponed annotation. It is read, never evaluated, so it can be half broken."""
     try:
-        # The text is source code of the module that defines the function, not data.
-        return eval(annotation, names)
-    except Exception:  # whatever a broken annotation raises spoils only itself
-        return annotation
+        return _node_names_context(ast.parse(text.strip(), mode="eval").body, names)
+    except SyntaxError:
+        return False
+
+
+def _node_names_context(node: ast.expr, names: Mapping[str, Any]) -> bool:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _text_names_context(node.value, names)
+    if isinstance(node, ast.BinOp):
+        return _node_names_context(node.left, names) or _node_names_context(node.right, names)
+    if isinstance(node, ast.Subscript):
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        outer = ast.unparse(node.value).rpartition(".")[2]
+        if outer in ("Optional", "Union"):
+            return any(_node_names_context(part, names) for part in parts)
+        return _node_names_context(parts[0] if outer == "Annotated" else node.value, names)
+    found = _look_up(node, names)
+    if found is not None:
+        return _names_context(found, names) if not isinstance(found, str) else False
+    # It cannot be looked up (imported for the type checker alone): go by its last name.
+    return isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).rpartition(".")[2] == "Context"
+
+
+def _look_up(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """Return what a (dotted) name stands for in a module, or None."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        return getattr(_look_up(node.value, names), node.attr, None)
+    return None
 
 
 def unwrapped(fn: Any) -> Any:

@@ -106,8 +106,8 @@ class Context(Generic[DepsT]):
         """
         try:
             return self._values[key]
-        except KeyError:
-            pass
+        except (KeyError, TypeError):
+            check_key(key)
         if default is not MISSING and timeout is None:
             return default
         check_wait(timeout, "get")
@@ -124,8 +124,8 @@ class Context(Generic[DepsT]):
         """Return the value of ``key`` as ``get`` does, without blocking the event loop."""
         try:
             return self._values[key]
-        except KeyError:
-            pass
+        except (KeyError, TypeError):
+            check_key(key)
         if default is not MISSING and timeout is None:
             return default
         check_wait(timeout, "aget")
@@ -165,10 +165,9 @@ class Context(Generic[DepsT]):
             TypeError: ``key`` is no string.
         """
         check_key(key)
-        if _given_up():
-            return
         with self._monitor:
-            self._put(key, value)
+            if not _given_up():
+                self._put(key, value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         """``ctx[key] = value`` is ``ctx.set(key, value)``."""
@@ -204,10 +203,10 @@ class Context(Generic[DepsT]):
             TypeError: what is there is no list.
         """
         check_key(key)
-        if _given_up():
-            return
         with self._monitor:
             items = self._values.get(key)
+            if _given_up():
+                return
             if key not in self._values:
                 self._put(key, [value])
             elif isinstance(items, list):
@@ -221,9 +220,10 @@ class Context(Generic[DepsT]):
         Raises:
             ContextKeyError: it is not there.
         """
-        if _given_up():
-            return
+        check_key(key)
         with self._monitor:
+            if _given_up():
+                return
             if key not in self._values:
                 raise ContextKeyError(key)
             del self._values[key]
@@ -252,7 +252,8 @@ class Context(Generic[DepsT]):
         check_key(key)
         if not isinstance(state, State):
             raise TypeError(f"Context.set_state({key!r}) takes a State, not {type(state).__name__}.")
-        state._move(self, key)
+        if not _given_up():
+            state._move(self, key)
 
     # ---- streaming ------------------------------------------------------------------------------
 

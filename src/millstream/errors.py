@@ -8,7 +8,7 @@
     ├── ContextKeyError (KeyError)           a key that is not there and that nothing can set any more
     ├── DeadlockError                        task runs that wait for each other
     ├── BlockingGetError                     a ctx.get that would have blocked an event loop
-    ├── TaskFailedError                      a task raised a BaseException that is no Exception
+    ├── TaskFailedError                      a task raised SystemExit, StopIteration and the like
     ├── TaskTimeoutError (TimeoutError)      an attempt took longer than its timeout
     ├── RunTimeoutError (TimeoutError)       a run took longer than its timeout
     ├── TaskCancelledError (CancelledError)  raised inside a task run that was told to stop
@@ -100,14 +100,18 @@ class BlockingGetError(FlowError):
 
 
 class TaskFailedError(FlowError):
-    """A task raised a ``BaseException`` that is no ``Exception``; that one is the cause."""
+    """A task raised what cannot be raised as it is; that one is the cause.
+
+    Such is a ``BaseException`` that is no ``Exception`` (it would end more than the run), and a
+    ``StopIteration`` (it would end a loop without a word).
+    """
 
     def __init__(self, task_id: str, raised: str) -> None:
         super().__init__(task_id, raised)
         self.task_id, self.raised = task_id, raised
 
     def __str__(self) -> str:
-        return f"Task run {self.task_id} raised {self.raised}; a task's code cannot end the process."
+        return f"Task run {self.task_id} raised {self.raised}."
 
 
 class TaskTimeoutError(FlowError, TimeoutError):

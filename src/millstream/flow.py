@@ -461,6 +461,8 @@ class Flow:
             plan = Plan(self, driven)
             self._tasks_in_use = True
         requests = [NextTask(name, values, spawn_another=True) for name in self._starts(start, plan)]
+        for request in requests:  # refused before anything has changed
+            plan.check(request)
         context = self._context_for_run(options)
         if values:
             context.from_dict(values)
@@ -511,7 +513,7 @@ class Flow:
             if isinstance(given, Mapping):
                 context: Context[Any] = Context(given)
             elif given is not None or self._shared_context is not None:
-                context = given or self._shared_context  # type: ignore[assignment]
+                context = given if given is not None else self._shared_context  # type: ignore[assignment]
                 if deps is not None or metadata is not None:
                     raise ValueError(
                         "deps and metadata belong to the context that is given: Context(deps=, metadata=)."
@@ -548,6 +550,14 @@ class Plan:
 
     def known(self) -> Iterable[str]:
         return self._tasks
+
+    def check(self, request: NextTask) -> None:
+        """Refuse a start that names no task, or lacks an input."""
+        planned = self.find(request.id)
+        if planned is None:
+            raise TaskNotFoundError(request.id, self._tasks)
+        if planned.refuse is not None:
+            planned.refuse(request)
 
     def workers(self, executor: Executor | None, is_async: bool, loop: Any) -> Workers:
         """Return the workers of ``executor``, or of an event loop when it cannot await."""

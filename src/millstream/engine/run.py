@@ -13,7 +13,7 @@ import logging
 import os.path
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask
 from millstream.engine.scheduler import Scheduler, Scope
 from millstream.engine.stream import Chunks, Stream
-from millstream.engine.waits import Blocked, call_in
+from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
     DeadlockError,
     ExecutorLostError,
@@ -118,10 +118,12 @@ class FlowRun:
         self._status = self._status_at_end = RUNNING
         self._driven: list[Workers] = []  # those that work in the thread that waits
         self._timers: list[Timer] = []
+        self.idle_readers: list[Idle] = []  # tasks that wait for a chunk of this run
+        self._idle_waiters: list[Idle] = []  # tasks that wait for its end
         self._growing: dict[Item, Scope] = {}  # lists of generator tasks that have not ended
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
-        self._blocked = self._attach()
+        self.blocked = self._attach()
 
     # ---- what users call ------------------------------------------------------------------------
 
@@ -159,12 +161,9 @@ class FlowRun:
             timeout: seconds; None waits without limit.
         """
         check_wait(timeout, f"run {self.id}")
-        if self.finished:
-            return True
         if timeout is None:
             self.drive(lambda: self.finished)
-        with self.paused():
-            return self._done.wait(timeout)
+        return self.finished or self.sleep(self._on_end, self._idle_waiters, timeout)
 
     def cancel(self) -> None:
         """Stop: what is pending never starts, what runs is told. Returns at once; idempotent."""
@@ -188,7 +187,7 @@ class FlowRun:
         state = str(self._status).lower()
         if not self.finished:
             state += f", {scheduler.under_way} under way, {len(scheduler.pending)} pending"
-            waits = sorted(self._blocked.waiting)
+            waits = sorted(self.blocked.waiting)
             if waits:
                 state += f", waiting for {', '.join(map(repr, waits[:3]))}"
         return f"<FlowRun {self.id}: {state}>"
@@ -215,13 +214,36 @@ class FlowRun:
 
     def drive(self, until: Callable[[], bool]) -> None:
         """Do the work that belongs to the waiting thread (the inline executor's), until ``until()``."""
-        worker, item = self._place()
-        for workers in self._driven:
-            workers.drive(until, partial(self._lend, worker, item))
+        if self._driven and not until():
+            place = self._place()
+            for workers in self._driven:
+                workers.drive(until, partial(self._pause, until, *place))
 
-    def paused(self) -> AbstractContextManager[None]:
-        """While this thread waits for the run, it gives back the place of the task it is in, if any."""
-        return self._lend(*self._place())
+    @contextmanager
+    def _pause(self, until: Callable[[], bool], worker: Worker | None, item: Any) -> Generator[None, None, None]:
+        """The thread that drives sleeps: if it is a task's, that task waits."""
+        with self.monitor:
+            idle = None if until() else self._idle(item, self._idle_waiters)
+        with self._lend(worker, item, idle):
+            yield
+
+    def sleep(
+        self, register: Callable[[Callable[[], object]], bool], idle_list: list[Idle], timeout: float | None = None
+    ) -> bool:
+        """Sleep until the callable given to ``register`` is called; return False when time is up first.
+
+        ``register`` is called under the monitor and returns False to not sleep at all. A task that
+        sleeps here gives its place back, and counts as idle in ``idle_list``.
+        """
+        worker, item = self._place()
+        signal = threading.Lock()
+        signal.acquire()
+        with self.monitor:
+            if not register(signal.release):
+                return True
+            idle = self._idle(item, idle_list)
+        with self._lend(worker, item, idle):
+            return signal.acquire(timeout=-1 if timeout is None else timeout)
 
     def _place(self) -> tuple[Worker | None, Any]:
         """Return the worker whose thread this is and its task run, if the call comes from a task."""
@@ -235,10 +257,29 @@ class FlowRun:
         if item is not None and item.run is self and not item.given_up:
             raise DeadlockError([(item.id, f"the end of its own run {self.id}")])
 
+    def _idle(self, item: Any, idle_list: list[Idle]) -> Idle | None:
+        """Count a task run that waits for this run, if both use one context. Under the monitor."""
+        if item is None or item.run.blocked is not self.blocked or self.finished:
+            return None
+        idle = self.blocked.idle(item)
+        idle_list.append(idle)
+        self.blocked.check()
+        return idle
+
+    def _wake_idle(self, idle_list: list[Idle]) -> None:
+        """What they waited for is there. Under the monitor, in the step that brings it."""
+        for idle in idle_list:
+            self.blocked.active(idle)
+        idle_list.clear()
+
     @contextmanager
-    def _lend(self, worker: Worker | None, item: Any) -> Generator[None, None, None]:
+    def _lend(self, worker: Worker | None, item: Any, idle: Idle | None) -> Generator[None, None, None]:
+        """While a thread sleeps, others have its place: that of the task it calls, or in its pool."""
         if worker is None:
-            yield
+            with ExitStack() as stack:
+                for lane in list(self._lanes.values()):
+                    stack.enter_context(lane.workers.caller_waits())
+                yield
             return
         with item.run.monitor:
             item.run.suspend(worker)
@@ -249,6 +290,8 @@ class FlowRun:
             worker.take_back()
             with item.run.monitor:
                 item.run.resume(worker)
+                if idle is not None:
+                    self.blocked.active(idle)
 
     def take_error(self) -> BaseException | None:
         """Return what the end of the run raises, or None."""
@@ -259,7 +302,7 @@ class FlowRun:
         if not self.finished:
             self.cancel()
             self.drive(lambda: self.finished)
-            self._done.wait(2 * GRACE)
+            self._done.wait(2 * GRACE)  # not for ever: a destructor may be called anywhere
 
     def interrupt(self) -> None:
         """Ctrl-C: cancel and wait for the end; a second Ctrl-C ends the waiting at once."""
@@ -316,11 +359,12 @@ class FlowRun:
                     feed, requests = requests, None
                     scheduler.check(feed.ahead, item)
             except Exception as error:  # what the flow cannot serve is the failure of who asked
+                self._explain(item, error)
                 self.failed(item, error)
                 return
         name = task.name
         self.context._values[name] = output
-        blocked = self._blocked
+        blocked = self.blocked
         if blocked.waiting and name in blocked.waiting:
             blocked.satisfy(name, output)
         if self.stream_buffer is not None:
@@ -395,7 +439,8 @@ class FlowRun:
             self._tell_coalesced()
         if error is not None:
             error.add_note(f"While the next tasks of task run {feed.owner.id} were pulled (flow run {self.id}).")
-            self._blame(error if isinstance(error, Exception) else as_failure(feed.owner.id, error))
+            plain = isinstance(error, Exception) and not isinstance(error, SILENT)
+            self._blame(error if plain else as_failure(feed.owner.id, error))
         if ended or error is not None or self.stopping:
             self.monitor.later.append((feed.close, ()))
             scheduler.close_list(feed.scope)
@@ -475,7 +520,7 @@ class FlowRun:
                     worker.counted = False
                     lane.active -= 1
                 self.monitor.later.append((worker.dismiss, ()))
-        self._blocked.give_up(item)
+        self.blocked.give_up(item)
 
     # ---- ending ---------------------------------------------------------------------------------
 
@@ -508,7 +553,7 @@ class FlowRun:
                 later.append((feed.close, ()))
             if lane.on_loop:
                 later.extend((cancel_pump, (worker, worker.item)) for worker in lane.crew)
-        self._blocked.cancel(self)
+        self.blocked.cancel(self)
         if self.stream_buffer is not None:
             # Nobody waits for room any more; chunks from before are still read.
             self.stream_buffer.attached = False
@@ -530,7 +575,7 @@ class FlowRun:
     def _after(self) -> None:
         """Something has changed beside a success: look at everything."""
         self.dispatch(None)
-        if self.scheduler.under_way <= self._blocked.count:
+        if self.scheduler.under_way <= self.blocked.count:
             self._quiet()
 
     def _quiet(self) -> None:
@@ -540,8 +585,8 @@ class FlowRun:
             return
         if scheduler.done:
             self._finish()
-        elif self._blocked.count:
-            self._blocked.check()
+        elif self.blocked.count:
+            self.blocked.check()
         elif not scheduler.under_way and not scheduler.feeds:
             self._blame(DeadlockError(scheduler.structural_waits()))
             if scheduler.done:
@@ -554,12 +599,14 @@ class FlowRun:
         self.finished = True
         if self._error is not None:
             self._results = None
+        self._wake_idle(self.idle_readers)
+        self._wake_idle(self._idle_waiters)
         later = self.monitor.later
         for timer in self._timers:
             timer.cancel()
         if self._timers:
             later.append((self.clock.tidy, ()))
-        self._blocked.detach(self)
+        self.blocked.detach(self)
         if self.stream_buffer is not None:
             later.extend((wake, ()) for wake in self.stream_buffer.close())
         later.append((self._announce, ()))
@@ -682,6 +729,7 @@ class FlowRun:
         assert self.stream_buffer is not None, "only runs with a stream push chunks"
         if not self.stopping:
             wake = self.stream_buffer.push(chunk)
+            self._wake_idle(self.idle_readers)
             if wake is not None:
                 self.monitor.later.append((wake, ()))
             for workers in self._driven:
@@ -703,6 +751,12 @@ class FlowRun:
                     extra={"run_id": self.id, "task": name, "attempt": 1},
                 )
 
+    def _explain(self, item: Item, error: BaseException) -> None:
+        """Note on a failure where it comes from."""
+        note = f"In task run {item.id} of flow run {self.id} ({self.plan.flow})."
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
     def report(self, item: Item, output: Any, requests: Any, lane: Lane) -> None:
         """A coroutine gave its output. The hot loop for plain functions has this inline."""
         monitor = self.monitor
@@ -723,17 +777,24 @@ class FlowRun:
     def report_failure(self, item: Item, error: BaseException) -> None:
         """A task raised. Called by its worker, no lock held."""
         error.__traceback__ = outside_tracebacks(error)
-        failure = error if isinstance(error, Exception) else as_failure(item.id, error)
+        plain = isinstance(error, Exception) and not isinstance(error, SILENT)
+        failure = error if plain else as_failure(item.id, error)
         if not isinstance(failure, TaskCancelledError):
-            note = f"In task run {item.id} of flow run {self.id} ({self.plan.flow})."
-            if note not in getattr(failure, "__notes__", ()):
-                failure.add_note(note)
+            self._explain(item, failure)
         self.monitor.post(self.failed, item, failure)
 
 
+#: What would not arrive as an error: it ends loops instead.
+SILENT = (StopIteration, StopAsyncIteration)
+
+
 def as_failure(task_id: str, error: BaseException) -> FlowError:
-    """Return the failure that stands for a ``BaseException`` which is no ``Exception``."""
-    failure = TaskFailedError(task_id, repr(error))
+    """Return the failure that stands for one which cannot be raised as it is."""
+    try:
+        said = repr(error)
+    except Exception:  # its own code is broken as well
+        said = f"a {type(error).__name__} that cannot be shown"
+    failure = TaskFailedError(task_id, said)
     failure.__cause__ = error
     return failure
 

@@ -7,7 +7,6 @@ no lock held; each worker can exceed the bound by one chunk. May import: values,
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
@@ -138,15 +137,8 @@ class Chunks(Iterator[StreamChunk]):
 
     def _sleep(self) -> None:
         """Wait for the next chunk, working meanwhile if the run is worked on in this thread."""
-        stream, run = self._stream, self.run
-        run.drive(lambda: bool(stream.chunks) or stream.closed)
-        signal = threading.Lock()
-        signal.acquire()
-        with run.monitor:
-            sleeps = stream.sleep(signal.release)
-        if sleeps:
-            with run.paused():
-                signal.acquire()
+        self.run.drive(lambda: bool(self._stream.chunks) or self._stream.closed)
+        self.run.sleep(self._stream.sleep, self.run.idle_readers)
 
     def close(self) -> None:
         """Cancel the run unless it has ended, and wait until it has."""

@@ -48,6 +48,16 @@ class Waiter:
         self.wake: Any = None  #: what ends the wait: ``release`` of a lock, or a call into a loop
 
 
+class Idle:
+    """A task run that waits for the end, or a chunk, of another run that uses the same context."""
+
+    __slots__ = ("counted", "item")
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+        self.counted = True
+
+
 class Blocked:
     """Everybody who waits for a key of one context."""
 
@@ -57,7 +67,7 @@ class Blocked:
         # Guarded by the monitor: everything below.
         self.runs: set[FlowRun] = set()  #: the runs under way that use the context
         self.waiting: dict[str, list[Waiter]] = {}
-        self.count = 0  #: waiters that are task runs of these runs, and not external
+        self.count = 0  #: waiters that are task runs of these runs, and not external; and the idle
 
     # ---- what a getter does ---------------------------------------------------------------------
 
@@ -96,6 +106,8 @@ class Blocked:
         waiter = Waiter(key, current_run.get(), external)
         waiter.wake = lambda: call_in(loop, _finish, future)
         worker = None if waiter.item is None else waiter.item.handle
+        if worker is not None and worker.task is not asyncio.current_task():
+            worker = None  # a child of the task's coroutine waits: the task itself goes on
         if not self._enter(waiter, worker):
             return self._outcome(waiter, default)
         try:
@@ -124,7 +136,8 @@ class Blocked:
             else:
                 self.waiting.setdefault(waiter.key, []).append(waiter)
                 ours = item is not None and item.run in self.runs
-                if ours and not waiter.external:
+                # A thread or coroutine that the task made itself does not stop the task.
+                if ours and worker is not None and not waiter.external:
                     waiter.counted = True
                     self.count += 1
                 if worker is not None and ours:
@@ -173,6 +186,18 @@ class Blocked:
         for waiter in self.waiting.pop(key, ()):
             waiter.value, waiter.settled = value, True
             self._release(waiter)
+
+    def idle(self, item: Any) -> Idle:
+        """A task run waits for another run of this context: it cannot set anything meanwhile."""
+        idle = Idle(item)
+        self.count += 1
+        return idle
+
+    def active(self, idle: Idle) -> None:
+        """What it waited for is there; counted by the one who brings it."""
+        if idle.counted:
+            idle.counted = False
+            self.count -= 1
 
     def check(self) -> None:
         """Tell somebody when nothing can move any more."""

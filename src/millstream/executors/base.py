@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 
@@ -70,6 +70,10 @@ class Workers(ABC):
     @abstractmethod
     def request(self, lane: Lane) -> None:
         """Send one worker to ``lane`` as soon as there is a place. Never waits, never raises."""
+
+    def caller_waits(self) -> AbstractContextManager[object]:
+        """Enter this while the calling thread, which is no worker, waits for a run served here."""
+        return nullcontext()
 
     # The next three are for a group that is ``driven``.
 
