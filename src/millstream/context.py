@@ -11,14 +11,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
 from millstream.errors import ContextKeyError
 from millstream.monitor import Monitor
 from millstream.task import check_wait, current_run
 from millstream.values import StreamChunk
 
-DepsT = TypeVar("DepsT")
+if TYPE_CHECKING:
+    # Only type checkers know defaults of type variables before Python 3.13: Context is Context[Any].
+    from typing_extensions import TypeVar
+
+    DepsT = TypeVar("DepsT", default=Any)
+else:
+    from typing import TypeVar
+
+    DepsT = TypeVar("DepsT")
 
 
 class _Missing:
@@ -60,7 +68,7 @@ class Context(Generic[DepsT]):
         self,
         values: Mapping[str, Any] | None = None,
         *,
-        deps: DepsT = None,  # type: ignore[assignment]  # Context() is a Context[None]
+        deps: DepsT = None,  # type: ignore[assignment]  # Context() is a Context[Any]
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._monitor = Monitor()

@@ -57,11 +57,17 @@ class Clock:
                 self._tidy()
             heapq.heappush(self._timers, (when, next(self._order), timer))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._serve, name="millstream-clock", daemon=True)
-                self._thread.start()
+                self._start()
             elif self._timers[0][2] is timer:
                 self._changed.notify()
         return timer
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._serve, name="millstream-clock", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the interpreter is shutting down: nothing is timed any more
+            self._thread = None
 
     def tidy(self) -> None:
         """Forget what was called off; without any timer left the thread ends."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,24 @@ class Item(TaskRun):
 
     def emit(self, chunk: StreamChunk) -> None:
         self.run.emit(self, chunk)
+
+
+class HandedOn(Exception):  # noqa: N818 - it is no error, and never leaves this module
+    """A task run goes on elsewhere (a coroutine, on a loop) or later (a generator at rest)."""
+
+
+class Steps:
+    """A generator task under way, with the context variables that it runs in."""
+
+    __slots__ = ("generator", "variables")
+
+    def __init__(self, generator: Generator[Any, None, Any]) -> None:
+        self.generator = generator
+        self.variables = copy_context()
+
+    def close(self) -> None:
+        """Let the generator run its ``finally``."""
+        self.variables.run(self.generator.close)
 
 
 class Feed:
@@ -174,6 +193,10 @@ class Lane:
             worker.counted = False
             self.active -= 1
 
+    def variables(self) -> Variables:
+        """Return the caller's context variables, as a copy that one worker alone enters."""
+        return self.run.variables.copy()
+
     def lost(self, reason: str) -> None:
         self.run.monitor.post(self.run.lost, self, reason)
 
@@ -181,11 +204,12 @@ class Lane:
 
     def work(self, worker: Worker) -> None:
         """Call task runs in this thread until there are none left or others want the place."""
-        run = self.run
-        with run.monitor:
+        with self.run.monitor:
             self.come(worker)
-        # A copy of the caller's context variables, entered by this thread alone.
-        run.variables.copy().run(self._work, worker)
+        try:
+            self.variables().run(self._work, worker)
+        finally:
+            del self  # see ``_work``
 
     def _work(self, worker: Worker) -> None:
         # The hot loop. It holds the monitor once per task run, to report, and never waits for it.
@@ -194,53 +218,62 @@ class Lane:
         monitor, take, queue = run.monitor, self.ready.popleft, worker.queue
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         stream = run.stream_buffer
-        while True:
-            try:
-                item = take()
-            except IndexError:
-                if self._pull() or self._stay(worker):
-                    continue
-                return None
-            item.begin()
-            worker.item = item
-            if run.stopping:
-                run.report_failure(item, TaskCancelledError(item.id))
-                continue
-            enter(item)
-            task = item.task
-            if task.timeout is not None:
-                run.arm(item)
-            try:
-                # What a task does to context variables must not be seen by the next one.
-                result = copy_context().run(task.invoke, item, context)
-                if type(result) is TaskOutput and (result.next_tasks is None or type(result.next_tasks) is list):
-                    output, requests = result.output, result.next_tasks
-                elif type(result) in PLAIN:
-                    output, requests = result, None
-                else:
-                    result = self._unwrap(item, result)
-                    if result is None:  # a coroutine, which goes on elsewhere
+        item = task = result = output = requests = None
+        try:
+            while True:
+                try:
+                    item = take()
+                except IndexError:
+                    if self._pull() or self._stay(worker):
                         continue
-                    output, requests = result
-            except BaseException as error:  # whatever a task raises is an outcome of it
-                run.report_failure(item, error)
-            else:
-                if stream is not None and stream.full:
-                    run.wait_for_room()
-                if locked(False):
-                    try:
-                        report(item, output, requests, self)
-                    finally:  # on the inline executor Ctrl-C can strike anywhere
-                        if posted or later:
-                            monitor.leave()
-                        else:
-                            unlock()
-                            if posted and locked(False):  # left by somebody who found it locked
-                                monitor.leave()
+                    return
+                worker.item = item
+                task = item.task
+                enter(item)
+                try:
+                    if item.handle is None:
+                        item.begin()
+                        if run.stopping:
+                            raise TaskCancelledError(item.id)
+                        if task.timeout is not None:
+                            run.arm(item)
+                        # What a task does to context variables must not be seen by the next one.
+                        result = copy_context().run(task.invoke, item, context)
+                    else:
+                        result, item.handle = item.handle, None
+                    if type(result) is TaskOutput and (result.next_tasks is None or type(result.next_tasks) is list):
+                        output, requests = result.output, result.next_tasks
+                    elif type(result) in PLAIN:
+                        output, requests = result, None
+                    else:
+                        output, requests = self._unwrap(item, result)
+                except HandedOn:
+                    pass
+                except BaseException as error:  # whatever a task raises is an outcome of it
+                    run.report_failure(item, error)
                 else:
-                    monitor.post(report, item, output, requests, None)
-            if worker.dismissed or (queue and worker.overstays()):
-                return self._go(worker)
+                    if stream is not None and stream.full:
+                        run.wait_for_room()
+                    if locked(False):
+                        try:
+                            report(item, output, requests, self)
+                        finally:  # on the inline executor Ctrl-C can strike anywhere
+                            if posted or later:
+                                monitor.leave()
+                            else:
+                                unlock()
+                                if posted and locked(False):  # left by somebody who found it locked
+                                    monitor.leave()
+                    else:
+                        monitor.post(report, item, output, requests, None)
+                if worker.dismissed or (queue and worker.overstays()):
+                    self._go(worker)
+                    return
+        finally:
+            # The traceback of a task's error keeps the task's frame, that frame keeps this one, and
+            # this one would keep the run, which keeps the error: a circle.
+            del self, run, context, report, monitor, take, locked, unlock, posted, later, stream
+            del item, task, result, output, requests
 
     def _stay(self, worker: Worker) -> bool:
         """Nothing is ready. Look again under the lock, and leave only if that is still so."""
@@ -270,13 +303,19 @@ class Lane:
 
     # ---- what a task returned -------------------------------------------------------------------
 
-    def _unwrap(self, item: Item, result: Any) -> tuple[Any, Any] | None:
-        """Return output and requests of what a task returned; None when a loop will report them."""
+    def _unwrap(self, item: Item, result: Any) -> tuple[Any, Any]:
+        """Return output and requests of what a task returned.
+
+        Raises:
+            HandedOn: the task run goes on elsewhere, or later.
+        """
         if isinstance(result, types.GeneratorType):
+            result = Steps(result)
+        if isinstance(result, Steps):
             result = self._iterate(item, result)
         if isinstance(result, (types.AsyncGeneratorType, Coroutine)):
             self.run.adopt(item, result)
-            return None
+            raise HandedOn
         return self.outcome(item, result)
 
     def outcome(self, item: Item, result: Any) -> tuple[Any, Any]:
@@ -309,20 +348,26 @@ class Lane:
             return []
         return Feed(item, Scope(item, None), iterator, first)
 
-    def _iterate(self, item: Item, generator: Generator[Any, None, Any]) -> Any:
+    def _iterate(self, item: Item, steps: Steps) -> Any:
         """Run a generator task to its end; return its return value."""
-        own = copy_context()
+        stream = self.run.stream_buffer
         try:
             while True:
                 try:
-                    value = own.run(next, generator)
+                    value = steps.variables.run(next, steps.generator)
                 except StopIteration as end:
                     return end.value
                 self._yielded(item, value)
                 if item.cancelled:
                     raise TaskCancelledError(item.id)
+                if stream is not None and stream.full and self.run.reads_itself():
+                    # Only this very thread could make room: rest here, and go on when it is back.
+                    item.handle = steps
+                    self.ready.appendleft(item)
+                    raise HandedOn
         finally:
-            own.run(generator.close)
+            if item.handle is None:
+                steps.close()
 
     def _yielded(self, item: Item, value: Any) -> None:
         """Send an interim value, or schedule a request at once."""

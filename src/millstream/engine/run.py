@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from millstream.context import Context
 from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask
-from millstream.engine.scheduler import Scheduler, Scope
+from millstream.engine.scheduler import Scheduler, Scope, TaskRun
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
@@ -120,7 +120,7 @@ class FlowRun:
         self._timers: list[Timer] = []
         self.idle_readers: list[Idle] = []  # tasks that wait for a chunk of this run
         self._idle_waiters: list[Idle] = []  # tasks that wait for its end
-        self._growing: dict[Item, Scope] = {}  # lists of generator tasks that have not ended
+        self._growing: dict[TaskRun, Scope] = {}  # lists of generator tasks that have not ended
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self.blocked = self._attach()
@@ -257,7 +257,7 @@ class FlowRun:
         if item is not None and item.run is self and not item.given_up:
             raise DeadlockError([(item.id, f"the end of its own run {self.id}")])
 
-    def _idle(self, item: Any, idle_list: list[Idle]) -> Idle | None:
+    def _idle(self, item: Item | None, idle_list: list[Idle]) -> Idle | None:
         """Count a task run that waits for this run, if both use one context. Under the monitor."""
         if item is None or item.run.blocked is not self.blocked or self.finished:
             return None
@@ -419,7 +419,7 @@ class FlowRun:
                 self._tell_coalesced()
             self.dispatch(None)
 
-    def _close_list(self, item: Item) -> None:
+    def _close_list(self, item: TaskRun) -> None:
         """A task run that made requests one by one has ended: its list is complete."""
         scope = self._growing.pop(item, None)
         if scope is not None:
@@ -544,7 +544,8 @@ class FlowRun:
         self._status_at_end = status
         later = self.monitor.later
         for item in self.scheduler.stop():
-            if item.handle is not None:  # a coroutine that no loop has got to yet
+            self._close_list(item)
+            if item.handle is not None:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((item.handle.close, ()))
         for lane in self._lanes.values():
             while lane.feeds:
@@ -654,12 +655,17 @@ class FlowRun:
         signal.acquire()
         stream = self.stream_buffer
         assert stream is not None, "only who has a chunk to send waits for room"
-        if self._reads_itself():
+        if self.reads_itself():
             return  # the reader is this very thread, and cannot make room
         with self.monitor:
             sleeps = stream.wait_for_room(signal.release)
         if sleeps:
+            worker = here.worker
+            if worker is not None:
+                worker.stall()
             signal.acquire()
+            if worker is not None:
+                worker.go_on()
 
     async def wait_for_room_async(self) -> None:
         """The same without blocking the event loop."""
@@ -674,7 +680,8 @@ class FlowRun:
         for wake in wakes:
             wake()
 
-    def _reads_itself(self) -> bool:
+    def reads_itself(self) -> bool:
+        """Whether this thread is the reader's, which works while it waits."""
         return any(workers.driven_here() for workers in self._driven)
 
     # ---- inside ---------------------------------------------------------------------------------
@@ -714,7 +721,7 @@ class FlowRun:
 
     def adopt(self, item: Item, awaitable: Any) -> None:
         """A plain function gave a coroutine: a loop awaits and reports it. Called with no lock held."""
-        item.handle = awaitable
+        item.handle = awaitable  # what the loop finds there instead of calling the task
         with self.monitor:
             self._lane(None, True).ready.append(item)
             self.dispatch(None)

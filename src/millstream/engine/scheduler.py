@@ -383,6 +383,8 @@ class Scheduler:
         if scope is not None:
             scope.open += 1
         run = self._make(task, number, request.inputs, path, order, scope, slot)
+        if request.join:  # one without siblings
+            run.upstream = []
         if self._max_parallel is None:
             self.under_way += 1
             task.queue.append(run)

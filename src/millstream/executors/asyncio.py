@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from contextvars import Context as Variables
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
@@ -35,7 +36,7 @@ class AsyncioExecutor(Executor):
     def __init__(self, max_workers: int | None = None) -> None:
         self._threads = ThreadExecutor(max_workers)
         self._own = OwnLoop()
-        self._end = weakref.finalize(self, self._own.stop, False)
+        self._end = weakref.finalize(self, self._own.stop)
 
     def serve(self, *, is_async: bool, loop: Any = None, driven: bool = False) -> Workers | None:
         if not is_async:
@@ -71,7 +72,8 @@ class OwnLoop:
             if self._closed:
                 raise FlowClosedError("The asyncio executor")
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                # A loop keeps the context variables that it was made with.
+                self._loop = Variables().run(asyncio.new_event_loop)
                 self._thread = threading.Thread(
                     target=_run_loop, args=(self._loop,), name="millstream-loop", daemon=True
                 )
@@ -130,6 +132,12 @@ class LoopWorker(Worker):
     def take_back(self) -> None:
         pass
 
+    def stall(self) -> None:
+        pass
+
+    def go_on(self) -> None:
+        pass
+
     def dismiss(self) -> None:
         self.dismissed = True
 
@@ -146,12 +154,13 @@ class LoopWorkers(Workers):
 
     def request(self, lane: Lane) -> None:
         try:
-            self.loop.call_soon_threadsafe(self._start, lane)
+            # Without the caller's context variables, which the loop would keep alive.
+            self.loop.call_soon_threadsafe(self._start, lane, context=Variables())
         except RuntimeError as error:  # the loop is closed
             lane.lost(str(error))
 
     def _start(self, lane: Lane) -> None:
         worker = LoopWorker()
-        worker.task = pump = self.loop.create_task(lane.work_async(worker))
+        worker.task = pump = self.loop.create_task(lane.work_async(worker), context=lane.variables())
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)

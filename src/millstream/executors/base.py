@@ -16,6 +16,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context as Variables
 from typing import Any, Protocol
 
 
@@ -27,6 +28,9 @@ class Lane(Protocol):
 
     def work_async(self, worker: Worker) -> Coroutine[Any, Any, None]:
         """The same on an event loop."""
+
+    def variables(self) -> Variables:
+        """Return the context variables that task runs see, as a copy to run in."""
 
     def lost(self, reason: str) -> None:
         """No worker will ever come: the run fails."""
@@ -52,6 +56,12 @@ class Worker(Protocol):
 
     def take_back(self) -> None:
         """Its task goes on: wait until there is a place."""
+
+    def stall(self) -> None:
+        """Its task waits for a reader: a task that goes on (it may be the reader) can have its place."""
+
+    def go_on(self) -> None:
+        """The reader has made room."""
 
     def dismiss(self) -> None:
         """Its task was given up and may never return: put another worker in its place."""

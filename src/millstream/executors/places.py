@@ -55,6 +55,12 @@ class ThreadWorker(Worker):
     def take_back(self) -> None:
         self.places.regain(self)
 
+    def stall(self) -> None:
+        self.places.stall(1)
+
+    def go_on(self) -> None:
+        self.places.stall(-1)
+
     def dismiss(self) -> None:
         self.places.replace(self)
 
@@ -78,6 +84,9 @@ class Places(Workers):
         self.claims: deque[Lane | ThreadWorker] = deque()  #: workers that go on first, then lanes
         self.returning = 0  #: how many of the claims are workers that go on
         self.free = capacity
+        #: Workers whose task waits for a reader. They keep their places, but a worker that goes on
+        #: (its task may be the reader) does not wait for these: ``free`` can fall as far below zero.
+        self.stalled = 0
         self.idle: list[ThreadWorker] = []
         self.crew: dict[ThreadWorker, threading.Thread] = {}  #: every thread that has not ended
         self.closed = False
@@ -120,7 +129,7 @@ class Places(Workers):
             worker.away = False
             if worker.dismissed:
                 return
-            if self.free and not self.returning:
+            if self.free + self.stalled > 0 and not self.returning:
                 self.free -= 1
                 return
             worker.gate = gate = threading.Lock()
@@ -136,6 +145,13 @@ class Places(Workers):
                 return
             worker.dismissed = True
             self.free += not worker.away
+            granted = self._grant()
+        self._send(granted)
+
+    def stall(self, by: int) -> None:
+        """One more, or one fewer, worker waits for a reader."""
+        with self._lock:
+            self.stalled += by
             granted = self._grant()
         self._send(granted)
 
@@ -164,8 +180,11 @@ class Places(Workers):
     def _grant(self) -> list[tuple[ThreadWorker | None, Lane | None]]:
         """Give free places to claims; return who must be woken, and with what, after the lock."""
         granted: list[tuple[ThreadWorker | None, Lane | None]] = []
-        while self.free and self.claims:
-            claim = self.claims.popleft()
+        while self.claims:
+            claim = self.claims[0]
+            if self.free + (self.stalled if isinstance(claim, ThreadWorker) else 0) <= 0:
+                break
+            self.claims.popleft()
             self.free -= 1
             if isinstance(claim, ThreadWorker):
                 self.returning -= 1
@@ -189,11 +208,14 @@ class Places(Workers):
         worker = ThreadWorker(self)
         worker.mail = lane
         thread = threading.Thread(target=_run, args=(worker,), name=f"{self.name}-{next(_numbers)}", daemon=True)
+        error = None
         with self._lock:
             self.crew[worker] = thread
-        try:
-            thread.start()
-        except RuntimeError as error:  # no more threads, or the interpreter is shutting down
+            try:
+                thread.start()  # in here, so that ``shutdown`` joins only what was started
+            except RuntimeError as refused:  # no more threads, or the interpreter is shutting down
+                error = refused
+        if error is not None:
             self.ended(worker)
             self.free_place()
             lane.lost(str(error))

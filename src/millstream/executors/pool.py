@@ -14,12 +14,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from millstream.errors import FlowError
+from millstream.errors import FlowClosedError, FlowError
 from millstream.executors.base import Executor, Lane, Workers, here
-from millstream.executors.places import Places, ThreadWorker, end_at_exit
+from millstream.executors.places import JOIN, Places, ThreadWorker
 
 #: How long a worker keeps a thread of somebody else's pool without a break, in seconds.
 SLICE = 0.05
@@ -43,11 +46,12 @@ class PoolExecutor(Executor):
             raise TypeError(f"PoolExecutor wraps a concurrent.futures.Executor, not {executor!r}.")
         self._pool = executor
         self._remote = is_process_pool(executor)
-        size = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
-        self._places: Places = Places(size, "millstream-pool") if self._remote else PoolPlaces(executor, size)
-        self._end = end_at_exit(self, self._places)
+        self._places = places_of(executor)
+        self._closed = False
 
     def serve(self, *, is_async: bool, loop: Any = None, driven: bool = False) -> Workers | None:
+        if self._closed:
+            raise FlowClosedError("The pool executor")
         return None if is_async else self._places
 
     def adapt(self, name: str, fn: Callable[..., Any], takes_context: bool) -> Callable[..., Any]:
@@ -63,8 +67,10 @@ class PoolExecutor(Executor):
         return lambda *args, **kwargs: pool.submit(fn, *args, **kwargs).result()
 
     def shutdown(self, wait: bool = True) -> None:
-        """End the spare threads. The pool that was passed in stays open."""
-        self._places.shutdown(wait)
+        """Refuse further runs. The pool stays open; spare threads end as soon as they have no work."""
+        self._closed = True
+        if wait:
+            self._places.join_leavers()
 
     def __repr__(self) -> str:
         return f"<PoolExecutor: {type(self._pool).__name__}, {self._places.capacity} workers>"
@@ -81,43 +87,86 @@ class PoolWorker(ThreadWorker):
         return bool(self.places.returning) or time.monotonic() - self.since > SLICE
 
 
+class Job:
+    """A worker that was asked of the pool."""
+
+    __slots__ = ("cancel", "lane")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.cancel: Callable[[], bool] = bool
+
+
 class PoolPlaces(Places):
-    """Places whose threads come from a pool, as far as it has any."""
+    """The places of one pool, for all flows that use it; their threads are the pool's where possible."""
 
     def __init__(self, pool: concurrent.futures.Executor, capacity: int) -> None:
         super().__init__(capacity, "millstream-pool")
         self.sleepers = 0  # the pool keeps threads; a spare one that is not needed ends
-        self._pool = pool
-        self._jobs = 0  # jobs that the pool has of us; guarded by _lock
+        self._pool = weakref.ref(pool)
+        self._own_threads = is_process_pool(pool)  # its processes are called from threads of ours
+        # Guarded by _lock, too:
+        self._jobs = 0  #: jobs that the pool has of us
+        self._queued: set[Job] = set()  #: those that have not begun
+        self._callers = 0  #: threads of the pool that are no workers, and wait for a run
 
     def _bring(self, lane: Lane) -> None:
+        pool = self._pool()
         with self._lock:
             # A thread of the pool that asks is about to wait for the answer: it is not free.
-            room = self._jobs < self.capacity and not self._asks_itself()
+            taken = self._jobs + self._callers + self._is_caller()
+            room = pool is not None and not self._own_threads and taken < self.capacity
             if room:
                 self._jobs += 1
-        if not room:
-            return super()._bring(lane)
+        if pool is None or not room:
+            super()._bring(lane)
+            return
+        job = Job(lane)
+        with self._lock:
+            self._queued.add(job)
         try:
-            future = self._pool.submit(self._job, lane)
+            future = pool.submit(self._job, job)
         except RuntimeError as error:  # shut down, or broken
-            self._job_ended()
-            lane.lost(str(error))
-            return None
-        future.add_done_callback(lambda job: self._check(job, lane))
-        return None
+            self._never_ran(job, str(error))
+            return
+        job.cancel = future.cancel
+        future.add_done_callback(partial(self._check, job))
 
-    def _asks_itself(self) -> bool:
-        threads = getattr(self._pool, "_threads", ())
+    def _is_caller(self) -> bool:
+        threads = getattr(self._pool(), "_threads", ())
         return here.worker is None and threading.current_thread() in threads
 
-    def _job(self, lane: Lane) -> None:
+    @contextmanager
+    def caller_waits(self) -> Generator[None, None, None]:
+        if not self._is_caller():
+            yield
+            return
+        with self._lock:
+            self._callers += 1
+            taken_back = list(self._queued) if self._jobs + self._callers > self.capacity else []
+            self._queued.difference_update(taken_back)
+            self._jobs -= len(taken_back)
+        # This thread may be the one that was to do what is queued: spare threads do it.
+        for job in taken_back:
+            job.cancel()
+            super()._bring(job.lane)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callers -= 1
+
+    def _job(self, job: Job) -> None:
         """Run in the pool: one worker's stay."""
+        with self._lock:
+            if job not in self._queued:
+                return  # a spare thread has done it
+            self._queued.discard(job)
         worker = PoolWorker(self)
         worker.since = time.monotonic()
         before, here.worker = here.worker, worker
         try:
-            lane.work(worker)
+            job.lane.work(worker)
         finally:
             here.worker = before
             self._job_ended(worker)
@@ -130,13 +179,42 @@ class PoolPlaces(Places):
             granted = self._grant()
         self._send(granted)
 
-    def _check(self, job: concurrent.futures.Future[None], lane: Lane) -> None:
+    def _check(self, job: Job, future: concurrent.futures.Future[None]) -> None:
         """Find out whether a job that the pool is done with has run at all."""
-        if job.cancelled():
-            self._job_ended()
-            lane.lost("its pool was shut down and cancelled what was queued")
-        elif (error := job.exception()) is not None:
-            lane.lost(f"its pool broke: {error!r}")
+        if future.cancelled():
+            self._never_ran(job, "its pool was shut down and cancelled what was queued")
+        elif (error := future.exception()) is not None:
+            self._never_ran(job, f"its pool broke: {error!r}")
+
+    def _never_ran(self, job: Job, reason: str) -> None:
+        with self._lock:
+            if job not in self._queued:
+                return
+            self._queued.discard(job)
+        self._job_ended()
+        job.lane.lost(reason)
+
+    def join_leavers(self) -> None:
+        """Wait until spare threads that have nothing to do have ended."""
+        with self._lock:
+            leavers = [thread for worker, thread in self.crew.items() if worker.item is None and worker.mail is None]
+        for thread in leavers:
+            if thread is not threading.current_thread():
+                thread.join(JOIN)
+
+
+_places: weakref.WeakKeyDictionary[concurrent.futures.Executor, PoolPlaces] = weakref.WeakKeyDictionary()
+_places_lock = threading.Lock()
+
+
+def places_of(pool: concurrent.futures.Executor) -> PoolPlaces:
+    """Return the places of a pool: the same ones for all who use it, so that they know of each other."""
+    with _places_lock:
+        places = _places.get(pool)
+        if places is None:
+            size = getattr(pool, "_max_workers", None) or os.cpu_count() or 1
+            places = _places[pool] = PoolPlaces(pool, size)
+        return places
 
 
 def is_process_pool(executor: object) -> bool:

@@ -1,0 +1,235 @@
+"""The examples run as a user runs them and print what they should; the census counts right."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from collections import Counter
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from millstream import NextTask, TaskOutput
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+#: What each example prints; ``...`` stands for any text inside a line.
+EXPECTED = {
+    "fetch": """
+        5 pages
+          / 8a5edab2
+          /about ...
+          /news ...
+          /news/1 ...
+          /news/2 ...
+    """,
+    "limits": """
+        task timeout: Task run stubborn took longer than its timeout of 0.1 s.
+        run timeout: Run polite-1 took longer than its timeout of 0.1 s.
+        cancelled: Run polite-2 was cancelled. It is CANCELLED.
+        failed: row 7 is no number
+          In task run broken of flow run broken-1 (limits).
+    """,
+    "loop": """
+        from 6: 8 steps
+        from 27: 111 steps
+        from 97: 118 steps
+        stopped: The run may have 1000 task runs (max_task_runs), and for_ever would be one more: ...
+    """,
+    "map_reduce": """
+        21 words, 18 different
+          on     3
+          and    2
+          the    1
+    """,
+    "micro_batches": """
+        batch 1: 2 loaded
+        batch 2: 1 loaded, 1 in quarantine
+        batch 3: 1 in quarantine
+        total 45, set aside 2
+    """,
+    "nested": """
+        100 bytes in all, added up by nested runs with one worker
+    """,
+    "routing": """
+        billing      an accountant reads 'refund please'
+        on_call      a phone rings for 'crash and fire'
+        reception    reception reads 'where are you'
+        triage       spam
+    """,
+    "shared_state": """
+        4.50 EUR from ann, bob, cyd
+        in the context: close_till, customers, decide_discount, discount, opening, serve, takings
+        second day: {'takings': 6.0, 'serve': 6.0}
+    """,
+}
+
+
+def run(name, *arguments):
+    """Run an example as a program, warnings being errors; return its lines."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=50,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example_prints_what_it_should(name):
+    """An example ends well, and prints exactly what it should."""
+    expected = dedent(EXPECTED[name]).strip("\n").splitlines()
+    printed = run(name)
+    assert len(printed) == len(expected), printed
+    for line, pattern in zip(printed, expected, strict=True):
+        assert re.fullmatch(".*".join(map(re.escape, pattern.split("..."))), line), (line, pattern)
+
+
+def test_streaming_tells_each_step_in_order():
+    """The chunks of one task run come in order, and none is missing."""
+    printed = [line.split(maxsplit=1) for line in run("streaming")]
+    by_task = {task: [said for other, said in printed if other == task] for task, _ in printed}
+    assert by_task == {
+        "order": ["loaf 1 is ordered", "loaf 2 is ordered", "2 loaves"],
+        "bake": ["50 %", "100 %", "loaf 1"],
+        "bake#2": ["50 %", "100 %", "loaf 2"],
+    }
+
+
+def test_every_example_is_tested():
+    """No example is left out here."""
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "streaming", "census"}
+
+
+# ---- the census -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def census():
+    spec = importlib.util.spec_from_file_location("census", EXAMPLES / "census.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["census"] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules["census"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A small tree of sources, with a folder that is left out and a file that is broken."""
+    files = {
+        "a.py": "import os, os.path\n\ndef one():\n    return 1\n",
+        "c.py": "from os import path\nfrom .a import x\nimport sys\nclass C:\n    async def f(self):\n\n        pass\n",
+        "b/broken.py": "def (:\n",
+        "b/data.txt": "no source\n",
+        "test/d.py": "def left_out(): pass\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_sources_are_found_in_order_without_tests(census, tree):
+    """Source files come in the order of their names; test folders and other files are left out."""
+    found = [str(Path(path).relative_to(tree)) for path in census.sources(str(tree))]
+    assert found == ["a.py", str(Path("b", "broken.py")), "c.py"]
+
+
+def test_walk_asks_for_the_table_first_and_for_each_file(census, tree):
+    """The requests are the join, then one survey a file, at most as many as the limit."""
+    asked = census.walk(str(tree), limit=1)
+    assert isinstance(asked, TaskOutput)
+    assert asked.output == str(tree)
+    assert list(asked.next_tasks) == [
+        NextTask("table", join=True),
+        NextTask("survey", {"path": str(tree / "a.py"), "file": "a.py"}, spawn_another=True),
+    ]
+
+
+def test_survey_counts_one_file(census, tree):
+    """Lines, functions with their lengths, and imports are counted; relative imports are not."""
+    assert census.survey(str(tree / "c.py"), "c.py") == census.Survey(
+        "c.py", lines=7, functions=1, longest=census.Function(3, "f", "c.py"), imports=frozenset({"os", "sys"})
+    )
+
+
+def test_survey_tells_what_it_cannot_read(census, tree):
+    """A file that is no Python, or is not there, is a finding and no failure."""
+    assert census.survey(str(tree / "b/broken.py"), "broken.py").error.startswith("SyntaxError")
+    assert census.survey(str(tree / "nowhere.py"), "nowhere.py").error.startswith("FileNotFoundError")
+
+
+def test_table_adds_up(census):
+    """The table has the sums, the longest functions first, and each import once a file."""
+    long, short = census.Function(9, "long", "b.py"), census.Function(2, "short", "a.py")
+    table = census.table(
+        [
+            census.Survey("a.py", 10, 2, short, frozenset({"os"})),
+            census.Survey("b.py", 20, 1, long, frozenset({"os", "re"})),
+            census.Survey("c.py", error="SyntaxError: no"),
+        ]
+    )
+    assert (table.files, table.lines, table.functions) == (2, 30, 3)
+    assert table.longest == [long, short]
+    assert table.imports == Counter(os=2, re=1)
+    assert table.errors == ["c.py: SyntaxError: no"]
+
+
+def test_paper_has_every_number(census, tree):
+    """What is printed has the totals, the longest function, the imports and the unreadable files."""
+    paper = "\n".join(census.lines_of(census.census(str(tree), say=False), "here"))
+    assert re.search(r"files +2\n.*lines +11\n.*functions +2\n.*unreadable +1\n", paper, re.DOTALL)
+    assert "3 lines  f" in paper
+    assert re.search(r"os +2  █{40}\n", paper)
+    assert re.search(r"sys +1  █{20}\n", paper)
+
+
+def test_census_of_the_library_agrees_with_a_plain_count(census):
+    """The totals over this library's own sources are those of a count by lines and tokens."""
+    root = Path(__file__).parent.parent / "src"
+    table = census.census(str(root), say=False)
+    texts = [path.read_text("utf-8") for path in root.rglob("*.py")]
+    assert table.files == len(texts)
+    assert table.lines == sum(len(text.splitlines()) for text in texts)
+    assert table.functions == sum(
+        token.string == "def" for text in texts for token in tokenize.generate_tokens(io.StringIO(text).readline)
+    )
+    asyncio_files = [text for text in texts if re.search(r"^ *(import asyncio\b|from asyncio\b)", text, re.MULTILINE)]
+    assert table.imports["asyncio"] == len(asyncio_files)
+
+
+def test_census_as_a_program():
+    """Counting 40 files of the standard library: findings on the way, then the table."""
+    printed = run("census", "--limit", "40")
+    heading = next(number for number, line in enumerate(printed) if line.startswith("Census of "))
+    assert any("longest so far: " in line for line in printed[:heading])
+    assert [re.sub(" +", " ", line) for line in printed if line.startswith("  files")] == [" files 40"]
+    assert any(line.startswith("  Most used imports") for line in printed)
+
+
+def test_census_in_processes_counts_the_same(census, tree):
+    """Parsing in processes gives the same table."""
+    printed = run("census", "--root", str(tree), "--processes", "2")
+    expected = census.lines_of(census.census(str(tree), say=False), str(tree))
+    assert "\n".join(printed).count("\n".join(expected)) == 1
+
+
+def test_census_of_no_folder_is_a_mistake_of_the_caller(census, capsys):
+    """A root that is not there is told as such."""
+    with pytest.raises(SystemExit) as ended:
+        census.main(["--root", "no such folder"])
+    assert ended.value.code == 2
+    assert "there is no folder no such folder" in capsys.readouterr().err
