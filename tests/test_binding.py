@@ -72,7 +72,7 @@ def test_ctx_is_the_context_even_when_an_input_has_its_name():
         "hidden.Context",
         "hidden.Context[Unknown]",
         "Context[Unknown]",
-        Optional[Context],
+        Optional[Context],  # noqa: UP045 - this spelling is what is tested
         Context | None,
         None | Context[Deps],
         "Context | None",
@@ -541,7 +541,7 @@ def test_a_binding_error_names_task_parameter_and_what_was_on_offer():
 
 def test_a_binding_error_guesses_a_misspelt_input():
     """An input that is nearly right is proposed."""
-    with pytest.raises(BindingError, match="Did you mean pathh?"):
+    with pytest.raises(BindingError, match=r"Did you mean pathh\?"):
         call(lambda ctx, path: path, {"pathh": 1, "size": 2})
 
 

@@ -607,7 +607,7 @@ def test_r36_a_finished_run_leaves_no_timer(kind):
 
 
 @pytest.mark.parametrize(
-    "executor", ["'inline'", "'thread'", "'asyncio'", "ThreadPoolExecutor(2)", "PoolExecutor(ThreadPoolExecutor(1))"]
+    "executor", ["'inline'", "'thread'", "'asyncio'", "ThreadPoolExecutor(2)", "PoolExecutor(ThreadPoolExecutor(3))"]
 )
 def test_r36_the_interpreter_exits_without_a_close(executor):
     """A flow never closed, an abandoned stream and a run that waits for ever do not keep the interpreter alive."""

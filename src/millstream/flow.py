@@ -276,10 +276,11 @@ class Flow:
         """
         run = self._start(start_task_id, inputs, options, driven=True)
         try:
-            return run.result()
+            run.wait()
         except KeyboardInterrupt:
             run.interrupt()
             raise
+        return run.take_result()
 
     def stream(
         self,
@@ -312,7 +313,7 @@ class Flow:
         """
         stream = Stream(BUFFER, attached=False)
         run = self._start(start_task_id, inputs, options, stream=stream, keep=True, driven=True)
-        run.drive(lambda: run.finished)
+        run.drive(lambda: run.finished, run.idle_waiters)
         return run
 
     async def arun(
@@ -324,11 +325,12 @@ class Flow:
         """
         run = self._start(start_task_id, inputs, options, loop=running_loop())
         try:
-            return await run
+            await run.ended()
         finally:
             if not run.finished:
                 run.cancel()
                 await run.ended()
+        return run.take_result()
 
     def astream(
         self,

@@ -119,7 +119,7 @@ class FlowRun:
         self._driven: list[Workers] = []  # those that work in the thread that waits
         self._timers: list[Timer] = []
         self.idle_readers: list[Idle] = []  # tasks that wait for a chunk of this run
-        self._idle_waiters: list[Idle] = []  # tasks that wait for its end
+        self.idle_waiters: list[Idle] = []  # tasks that wait for its end
         self._growing: dict[TaskRun, Scope] = {}  # lists of generator tasks that have not ended
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
@@ -146,13 +146,25 @@ class FlowRun:
         """
         if not self.wait(timeout):
             raise TimeoutError(f"Run {self.id} has not ended within {timeout:g} s.")
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                del self  # no circle between the error and the frame that raises it
+        return {} if self._results is None else self._results
+
+    def take_result(self) -> dict[str, Any]:
+        """Return or raise the result of a run that has ended, for the only one who will ask.
+
+        The run forgets its error: a task's frame, which the error's traceback keeps, knows the run.
+        """
         error = self.take_error()
-        if error is None:
-            return {} if self._results is None else self._results
-        try:
-            raise error
-        finally:
-            del error, self  # no cycle between the error and the frame that raises it
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, self
+        return {} if self._results is None else self._results
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end, without raising what failed; return whether it has ended.
@@ -162,8 +174,8 @@ class FlowRun:
         """
         check_wait(timeout, f"run {self.id}")
         if timeout is None:
-            self.drive(lambda: self.finished)
-        return self.finished or self.sleep(self._on_end, self._idle_waiters, timeout)
+            self.drive(lambda: self.finished, self.idle_waiters)
+        return self.finished or self.sleep(self._on_end, self.idle_waiters, timeout)
 
     def cancel(self) -> None:
         """Stop: what is pending never starts, what runs is told. Returns at once; idempotent."""
@@ -212,20 +224,24 @@ class FlowRun:
                 self._timers.append(self.clock.call_at(self.deadline, partial(self.monitor.post, expire)))
             self.dispatch(None)
 
-    def drive(self, until: Callable[[], bool]) -> None:
-        """Do the work that belongs to the waiting thread (the inline executor's), until ``until()``."""
-        if self._driven and not until():
-            place = self._place()
-            for workers in self._driven:
-                workers.drive(until, partial(self._pause, until, *place))
+    def drive(self, until: Callable[[], bool], idle_list: list[Idle]) -> None:
+        """Do the work that belongs to the waiting thread (the inline executor's), until ``until()``.
 
-    @contextmanager
-    def _pause(self, until: Callable[[], bool], worker: Worker | None, item: Any) -> Generator[None, None, None]:
-        """The thread that drives sleeps: if it is a task's, that task waits."""
+        A task that waits so counts as idle in ``idle_list``, and lends its place when nothing is to
+        be done in this thread.
+        """
+        if not self._driven or until():
+            return
+        worker, item = self._place()
         with self.monitor:
-            idle = None if until() else self._idle(item, self._idle_waiters)
-        with self._lend(worker, item, idle):
-            yield
+            idle = None if until() else self._idle(item, idle_list)
+        try:
+            for workers in self._driven:
+                workers.drive(until, partial(self._lend, worker, item, None))
+        finally:
+            if idle is not None:
+                with self.monitor:
+                    self.blocked.active(idle)
 
     def sleep(
         self, register: Callable[[Callable[[], object]], bool], idle_list: list[Idle], timeout: float | None = None
@@ -294,14 +310,15 @@ class FlowRun:
                     self.blocked.active(idle)
 
     def take_error(self) -> BaseException | None:
-        """Return what the end of the run raises, or None."""
-        return self._error
+        """Return what the end of the run raises, or None, and forget it."""
+        error, self._error = self._error, None
+        return error
 
     def abandon(self) -> None:
         """Cancel and wait for the end; for a reader that leaves. Never waits for long."""
         if not self.finished:
             self.cancel()
-            self.drive(lambda: self.finished)
+            self.drive(lambda: self.finished, self.idle_waiters)
             self._done.wait(2 * GRACE)  # not for ever: a destructor may be called anywhere
 
     def interrupt(self) -> None:
@@ -596,12 +613,13 @@ class FlowRun:
     def _finish(self) -> None:
         """The end: from here on nothing changes."""
         self._error = self._final_error()
+        self._errors = []
         self._status = self._status_at_end if self.stopping else Status.SUCCESS
         self.finished = True
         if self._error is not None:
             self._results = None
         self._wake_idle(self.idle_readers)
-        self._wake_idle(self._idle_waiters)
+        self._wake_idle(self.idle_waiters)
         later = self.monitor.later
         for timer in self._timers:
             timer.cancel()

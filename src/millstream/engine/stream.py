@@ -137,7 +137,7 @@ class Chunks(Iterator[StreamChunk]):
 
     def _sleep(self) -> None:
         """Wait for the next chunk, working meanwhile if the run is worked on in this thread."""
-        self.run.drive(lambda: bool(self._stream.chunks) or self._stream.closed)
+        self.run.drive(lambda: bool(self._stream.chunks) or self._stream.closed, self.run.idle_readers)
         self.run.sleep(self._stream.sleep, self.run.idle_readers)
 
     def close(self) -> None:

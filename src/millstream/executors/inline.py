@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 from millstream.errors import FlowClosedError
@@ -45,9 +45,19 @@ class Driver(ThreadWorker):
         self.queue = (True,)  # ask ``overstays`` after every task run
         self.wake = threading.Semaphore(0)  # type: ignore[assignment]  # woken for more than one reason
         self.until: Callable[[], bool] = bool
+        self.pause: Callable[[], AbstractContextManager[object]] = nullcontext
+        self._lent = ExitStack()
 
     def overstays(self) -> bool:
         return bool(self.places.returning) or self.until()
+
+    def give_back(self) -> None:
+        super().give_back()
+        self._lent.enter_context(self.pause())  # the task below in this thread waits as well
+
+    def take_back(self) -> None:
+        self._lent.close()
+        super().take_back()
 
     def dismiss(self) -> None:
         """Nobody can take the caller's own thread from the task: it goes on when the task returns."""
@@ -71,7 +81,7 @@ class InlinePlace(Places):
         if driver is None or not self._driving.acquire(False):
             return  # helpers, or another thread, do it
         before, here.worker = here.worker, driver
-        driver.until = until
+        driver.until, driver.pause = until, pause
         try:
             while not until():
                 if not driver.wake.acquire(False):
@@ -86,7 +96,7 @@ class InlinePlace(Places):
                         self.free_place()
         finally:
             here.worker = before
-            driver.until = bool
+            driver.until, driver.pause = bool, nullcontext
             self._driving.release()
 
     def nudge(self) -> None:

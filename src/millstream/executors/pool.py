@@ -116,20 +116,21 @@ class PoolPlaces(Places):
             # A thread of the pool that asks is about to wait for the answer: it is not free.
             taken = self._jobs + self._callers + self._is_caller()
             room = pool is not None and not self._own_threads and taken < self.capacity
+            job = Job(lane)
             if room:
                 self._jobs += 1
+                self._queued.add(job)
         if pool is None or not room:
             super()._bring(lane)
             return
-        job = Job(lane)
-        with self._lock:
-            self._queued.add(job)
         try:
             future = pool.submit(self._job, job)
         except RuntimeError as error:  # shut down, or broken
             self._never_ran(job, str(error))
             return
-        job.cancel = future.cancel
+        with self._lock:
+            if job in self._queued:
+                job.cancel = future.cancel
         future.add_done_callback(partial(self._check, job))
 
     def _is_caller(self) -> bool:
@@ -162,6 +163,7 @@ class PoolPlaces(Places):
             if job not in self._queued:
                 return  # a spare thread has done it
             self._queued.discard(job)
+            job.cancel = bool  # its future refers to the job: no circle
         worker = PoolWorker(self)
         worker.since = time.monotonic()
         before, here.worker = here.worker, worker
