@@ -31,7 +31,7 @@ from millstream.executors.inline import InlinePlace
 #: A run that takes longer than this, in seconds, hangs.
 WATCHDOG = 20.0
 #: Programs for each kind of executor.
-PROGRAMS = 1200
+PROGRAMS = 1000
 KEYS = "uvwxyz"
 
 

@@ -75,6 +75,8 @@ class Context(Generic[DepsT]):
         self._values: dict[str, Any] = {}
         self._waits: Waits | None = None  # guarded by the monitor
         self._deps = deps
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise TypeError(f"Context(metadata=...) takes a mapping, not {type(metadata).__name__}.")
         self._metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
         if values is not None:
             self.from_dict(values)
@@ -248,6 +250,8 @@ class Context(Generic[DepsT]):
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"A context is filled from a mapping, not from {type(values).__name__}.")
+        for key in values:  # all or nothing
+            check_key(key)
         for key, value in values.items():
             self.set(key, value)
 

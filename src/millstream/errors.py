@@ -42,7 +42,8 @@ class TaskNotFoundError(FlowError, LookupError):
         self.name, self.known = name, known
 
     def __str__(self) -> str:
-        return f"Task {self.name} not found. {listed('This flow has', self.known, self.name)}"
+        name = self.name if isinstance(self.name, str) else repr(self.name)
+        return f"Task {name} not found. {listed('This flow has', self.known, self.name)}"
 
 
 class BindingError(FlowError, TypeError):
@@ -218,7 +219,7 @@ def listed(label: str, names: Iterable[Any], wanted: str = "") -> str:
     from difflib import get_close_matches  # only for an error's text
 
     known = [str(name) for name in names]
-    near = get_close_matches(wanted, known, n=1)
+    near = get_close_matches(str(wanted), known, n=1)
     if near:
         return f"Did you mean {near[0]}?"
     if not known:

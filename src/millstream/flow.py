@@ -33,7 +33,7 @@ from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor, Workers
 from millstream.executors.owned import AnyExecutor, Executors
 from millstream.executors.thread import check_count
-from millstream.task import Task, check_limit, current_run, name_of, refuse_option
+from millstream.task import Task, check_limit, check_name, current_run, name_of, refuse_option
 from millstream.values import NextTask, copied_inputs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -134,6 +134,10 @@ class Flow:
             raise TypeError(f"The name of a flow is a string, not {name!r}.")
         if context is not None and not isinstance(context, Context):
             raise TypeError(f"Flow(context=...) takes a Context, not {type(context).__name__}: use Context(values).")
+        if entry is not None:
+            check_name(entry)
+        if logger is not None and not isinstance(logger, logging.Logger | logging.LoggerAdapter):
+            raise TypeError(f"Flow(logger=...) takes a logging.Logger, not {logger!r}.")
         self._name = name or f"flow-{next(self._numbers)}"
         self._executors = Executors(executor, max_workers)
         self._shared_context = context
@@ -193,7 +197,7 @@ class Flow:
             return name
 
         def register(fn: F) -> F:
-            self.add_task(name or name_of(fn), fn, replace=replace, **options)
+            self.add_task(name_of(fn) if name is None else name, fn, replace=replace, **options)
             return fn
 
         return register
@@ -302,7 +306,8 @@ class Flow:
         The other arguments, and what is raised, are those of ``run``.
         """
         stream = Stream(check_count(buffer, "buffer"), attached=True)
-        return Chunks(self._start(start_task_id, inputs, options, stream=stream, driven=True))
+        run = self._start(start_task_id, inputs, options, stream=stream, driven=True)
+        return Chunks(run, owns=True)
 
     def start(
         self, start_task_id: Start = None, inputs: Mapping[str, Any] | None = None, **options: Unpack[RunOptions]
@@ -342,7 +347,7 @@ class Flow:
     ) -> AsyncChunks:
         """Run the flow as ``stream`` does, for ``async for``, without blocking the event loop."""
         stream = Stream(check_count(buffer, "buffer"), attached=True)
-        return AsyncChunks(self._start(start_task_id, inputs, options, stream=stream, loop=running_loop()))
+        return AsyncChunks(self._start(start_task_id, inputs, options, stream=stream, loop=running_loop()), owns=True)
 
     def cancel_all(self) -> None:
         """Cancel every run of this flow that is under way; returns at once."""
@@ -404,6 +409,8 @@ class Flow:
                 with self._lock:
                     runs = list(self._runs)
                 for run in runs:
+                    if run.has_reader:  # and the block in which it was read is over
+                        run.cancel()
                     run.wait()
         finally:
             self.close()
@@ -416,7 +423,7 @@ class Flow:
             runs = list(self._runs)
         try:
             for run in runs:
-                if kind is not None:
+                if kind is not None or run.has_reader:
                     run.cancel()
                 await run.ended()
         finally:
@@ -458,6 +465,8 @@ class Flow:
         check_limit(timeout, f"a run of {self._name}")
         if run_id is not None and not isinstance(run_id, str):
             raise TypeError(f"The id of a run is a string, not {run_id!r}.")
+        if run_id == "":
+            raise ValueError("The id of a run is empty: give it one, or leave run_id out.")
         with self._lock:
             self._refuse_closed()
             plan = Plan(self, driven)
@@ -496,6 +505,8 @@ class Flow:
             if not names:
                 raise FlowError(f"Flow {self._name} has no tasks: register one with @flow.task.")
             raise FlowError(f"Say which task of {self._name} a run starts with, or set entry=: {', '.join(names)}.")
+        if isinstance(start, bytes) or not isinstance(start, str | Iterable):
+            raise TypeError(f"A run starts with the name of a task, or several, not with {start!r}.")
         names = [start] if isinstance(start, str) else list(start)
         for name in names:
             if not isinstance(name, str):
@@ -592,10 +603,14 @@ def same_function(old: Any, new: Any) -> bool:
 
     if old is new:
         return True
+    if getattr(old, "__self__", None) is not getattr(new, "__self__", None):
+        return False  # methods of two objects
     before, after = unwrapped(old), unwrapped(new)
     code, other = getattr(before, "__code__", None), getattr(after, "__code__", None)
     if not isinstance(code, CodeType) or not isinstance(other, CodeType):
         return False
+    if code.co_name == "<lambda>" and (code.co_firstlineno, code.co_code) != (other.co_firstlineno, other.co_code):
+        return False  # all of a scope have one name
     return (before.__module__, code.co_qualname, code.co_filename) == (
         after.__module__,
         other.co_qualname,

@@ -198,7 +198,7 @@ class Task(Generic[P, R]):
 def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def task(name: str | None = None, /, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def task(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+def task(fn: Any = None, /, **options: Any) -> Any:
     """Make a ``Task`` of a function, at module level, for ``flow.add``.
 
     Bare (``@task``), with a name (``@task("load")``) or with options (``@task(timeout=5)``); see
@@ -207,11 +207,13 @@ def task(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
     Raises:
         TypeError, ValueError: as ``Options``.
     """
+    if "name" in options:
+        raise TypeError("@task takes the name first: @task('load', ...).")
     if fn is not None and not isinstance(fn, str):
-        return Task(name or name_of(fn), fn, **options)
+        return Task(name_of(fn), fn, **options)
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
-        return Task(fn or name or name_of(function), function, **options)
+        return Task(name_of(function) if fn is None else fn, function, **options)
 
     return decorate
 

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    # Only type checkers know defaults of type variables before Python 3.13: TaskOutput is TaskOutput[Any].
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 class Status(StrEnum):
@@ -54,6 +62,10 @@ class NextTask:
             raise TypeError(f"NextTask takes the name of a task, not {id!r}.")
         if inputs is not None:
             inputs = copied_inputs(inputs, f"NextTask({id!r})")
+        if spawn_another is not True and spawn_another is not False:
+            raise TypeError(f"NextTask({id!r}) takes spawn_another=True or False, not {spawn_another!r}.")
+        if join is not True and join is not False:
+            raise TypeError(f"NextTask({id!r}) takes join=True or False, not {join!r}.")
         self.id = id
         self.inputs = inputs
         self.spawn_another = spawn_another
@@ -96,7 +108,7 @@ class TaskOutput(Generic[T]):
 
     def __init__(
         self,
-        output: T = None,  # type: ignore[assignment]  # TaskOutput() is a TaskOutput[None]
+        output: T = None,  # type: ignore[assignment]  # TaskOutput() is a TaskOutput[Any]
         next_tasks: Iterable[NextTask] | NextTask | None = None,
     ) -> None:
         self.output = output
@@ -126,11 +138,15 @@ def copied_inputs(inputs: Any, whose: str) -> dict[str, Any]:
     """Return a copy of an inputs mapping, or refuse what is none.
 
     Raises:
-        TypeError: ``inputs`` is no mapping.
+        TypeError: ``inputs`` is no mapping, or has a key that is no string.
     """
     if type(inputs) is not dict and not isinstance(inputs, Mapping):
         raise TypeError(
             f"{whose} takes inputs as a mapping of names to values, not {type(inputs).__name__}: "
             "for one plain value use inputs={'payload': value}."
         )
-    return dict(inputs)
+    copy = dict(inputs)
+    for key in copy:
+        if type(key) is not str and not isinstance(key, str):
+            raise TypeError(f"{whose} has an input named {key!r}: names of inputs are strings.")
+    return copy

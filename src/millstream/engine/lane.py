@@ -324,7 +324,7 @@ class Lane:
             output, requests = result.output, result.next_tasks
         elif isinstance(result, NextTask):
             output, requests = None, [result]
-        elif isinstance(result, list | tuple) and result and isinstance(result[0], NextTask):
+        elif type(result) in (list, tuple) and NextTask in map(type, result):
             output, requests = None, list(result)
         else:
             return result, None
@@ -409,7 +409,7 @@ class Lane:
                         run.arm(item)
                     result = task.invoke(item, context)
                 if type(result) is types.CoroutineType:
-                    result = await result
+                    result = await (result if stream is None else throttled(run, result))
                 elif isinstance(result, (types.AsyncGeneratorType, Coroutine)):
                     result = await self._awaited(item, result)
                 output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
@@ -427,7 +427,7 @@ class Lane:
     async def _awaited(self, item: Item, result: Any) -> Any:
         """Await a coroutine of another make, or run an asynchronous generator to its end."""
         if isinstance(result, Coroutine):
-            return await result
+            return await (result if self.run.stream_buffer is None else throttled(self.run, result))
         await self._iterate_async(item, result)
         return None
 
@@ -440,3 +440,28 @@ class Lane:
                     await run.wait_for_room_async()
         finally:
             await generator.aclose()
+
+
+@types.coroutine
+def throttled(run: FlowRun, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await ``coroutine``, stopping it wherever it awaits something while the stream is full.
+
+    Its ``ctx.emit`` cannot wait for room itself, since that would block the event loop.
+    """
+    stream = run.stream_buffer
+    send, value = coroutine.send, None
+    while True:
+        try:
+            awaited = send(value)
+        except StopIteration as end:
+            return end.value
+        try:
+            if stream is not None and stream.full:
+                yield from run.wait_for_room_async().__await__()
+            value = yield awaited
+            send = coroutine.send
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:  # a cancellation, which is the coroutine's to handle
+            send, value = coroutine.throw, error

@@ -189,7 +189,7 @@ class FlowRun:
         Raises:
             StreamError: more chunks than that went by, or there is a reader already.
         """
-        return Chunks(self)
+        return Chunks(self, owns=False)
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         return self._await_result().__await__()
@@ -309,9 +309,11 @@ class FlowRun:
                 if idle is not None:
                     self.blocked.active(idle)
 
-    def take_error(self) -> BaseException | None:
-        """Return what the end of the run raises, or None, and forget it."""
-        error, self._error = self._error, None
+    def take_error(self, *, keep: bool = False) -> BaseException | None:
+        """Return what the end of the run raises, or None; forget it unless it is to be kept."""
+        error = self._error
+        if not keep:
+            self._error = None
         return error
 
     def abandon(self) -> None:

@@ -99,46 +99,69 @@ class Stream:
         return bool(self._writers) and not self.full
 
 
-class Chunks(Iterator[StreamChunk]):
+class Reading:
+    """The reading end of a run's stream, whether the reader blocks or awaits.
+
+    Args:
+        run: the run to read.
+        owns: nobody else will ask for the result of the run.
+    """
+
+    def __init__(self, run: FlowRun, *, owns: bool) -> None:
+        self.run = run
+        self._stream = attach(run)
+        self._owns = owns
+        self._told = False
+
+    def _take(self) -> StreamChunk | None:
+        """Return the next chunk, or None when the reader must sleep.
+
+        Raises:
+            Exception: what ended the run, once.
+            EOFError: there is nothing more.
+        """
+        stream, run = self._stream, self.run
+        closed = stream.closed  # looked at first: what came before the end is in the buffer
+        chunk = stream.take()
+        if chunk is not None:
+            if stream.waited_for:
+                run.wake_writers()
+        elif closed:
+            error = None if self._told else run.take_error(keep=not self._owns)
+            self._told = True
+            try:
+                raise EOFError if error is None else error
+            finally:
+                del error, self  # no circle between the error and the frame that raises it
+        return chunk
+
+
+class Chunks(Reading, Iterator[StreamChunk]):
     """What ``stream`` returns: an iterator of chunks that owns its run.
 
     Leaving it early (``break``, an exception in the loop, ``close()``, dropping it) cancels the run.
     """
 
-    def __init__(self, run: FlowRun) -> None:
-        self.run = run
-        self._stream = attach(run)
-
     def __iter__(self) -> Chunks:
         return self
 
     def __next__(self) -> StreamChunk:
-        stream, run = self._stream, self.run
-        while (chunk := stream.take()) is None:
-            if stream.closed:
-                self._stop()
-            try:
-                self._sleep()
-            except BaseException:  # Ctrl-C
-                self.close()
-                raise
-        if stream.waited_for:
-            run.wake_writers()
-        return chunk
-
-    def _stop(self) -> None:
-        error = self.run.take_error()
-        if error is None:
-            raise StopIteration
         try:
-            raise error
-        finally:
-            del error, self  # no cycle between the error and the frame that raises it
+            while (chunk := self._take()) is None:
+                self._sleep()
+        except EOFError:
+            raise StopIteration from None
+        return chunk
 
     def _sleep(self) -> None:
         """Wait for the next chunk, working meanwhile if the run is worked on in this thread."""
-        self.run.drive(lambda: bool(self._stream.chunks) or self._stream.closed, self.run.idle_readers)
-        self.run.sleep(self._stream.sleep, self.run.idle_readers)
+        run, stream = self.run, self._stream
+        try:
+            run.drive(lambda: bool(stream.chunks) or stream.closed, run.idle_readers)
+            run.sleep(stream.sleep, run.idle_readers)
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
 
     def close(self) -> None:
         """Cancel the run unless it has ended, and wait until it has."""
@@ -156,32 +179,26 @@ class Chunks(Iterator[StreamChunk]):
         self.close()
 
 
-class AsyncChunks(AsyncIterator[StreamChunk]):
+class AsyncChunks(Reading, AsyncIterator[StreamChunk]):
     """What ``astream`` returns: an asynchronous iterator of chunks that owns its run."""
-
-    def __init__(self, run: FlowRun) -> None:
-        self.run = run
-        self._stream = attach(run)
 
     def __aiter__(self) -> AsyncChunks:
         return self
 
     async def __anext__(self) -> StreamChunk:
-        stream, run = self._stream, self.run
-        while (chunk := stream.take()) is None:
-            if stream.closed:
-                error = run.take_error()
-                if error is None:
-                    raise StopAsyncIteration
-                raise error
-            try:
-                await run.sleep_async(stream.sleep)
-            except BaseException:  # the awaiter was cancelled
-                await self.aclose()
-                raise
-        if stream.waited_for:
-            run.wake_writers()
+        try:
+            while (chunk := self._take()) is None:
+                await self._sleep()
+        except EOFError:
+            raise StopAsyncIteration from None
         return chunk
+
+    async def _sleep(self) -> None:
+        try:
+            await self.run.sleep_async(self._stream.sleep)
+        except BaseException:  # the awaiter was cancelled
+            await self.aclose()
+            raise
 
     async def aclose(self) -> None:
         """Cancel the run unless it has ended, and wait until it has."""

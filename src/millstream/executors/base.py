@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context as Variables
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 
 class Lane(Protocol):
@@ -132,7 +132,7 @@ class Executor(ABC):
     def shutdown(self, wait: bool = True) -> None:
         """End the threads and loops that it owns; idempotent. Tasks under way are not waited for long."""
 
-    def __enter__(self) -> Executor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
