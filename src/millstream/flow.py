@@ -30,10 +30,10 @@ from millstream.errors import (
     TaskNotFoundError,
 )
 from millstream.executors.asyncio import AsyncioExecutor
-from millstream.executors.base import Executor, Workers
+from millstream.executors.base import Executor, Workers, blocked_loops
 from millstream.executors.owned import AnyExecutor, Executors
 from millstream.executors.thread import check_count
-from millstream.task import Task, check_limit, check_name, current_run, name_of, refuse_option
+from millstream.task import Task, check_limit, current_run, name_of, refuse_option
 from millstream.values import NextTask, copied_inputs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -134,8 +134,8 @@ class Flow:
             raise TypeError(f"The name of a flow is a string, not {name!r}.")
         if context is not None and not isinstance(context, Context):
             raise TypeError(f"Flow(context=...) takes a Context, not {type(context).__name__}: use Context(values).")
-        if entry is not None:
-            check_name(entry)
+        if entry is not None and not isinstance(entry, str):
+            raise TypeError(f"Flow(entry=...) takes the name of a task, not {entry!r}.")
         if logger is not None and not isinstance(logger, logging.Logger | logging.LoggerAdapter):
             raise TypeError(f"Flow(logger=...) takes a logging.Logger, not {logger!r}.")
         self._name = name or f"flow-{next(self._numbers)}"
@@ -278,11 +278,13 @@ class Flow:
             Exception: the first failure, as the task raised it; further ones that were already
                 running come with it in an ``ExceptionGroup``.
         """
-        run = self._start(start_task_id, inputs, options, driven=True)
+        run = None
         try:
+            run = self._start(start_task_id, inputs, options, driven=True)
             run.wait()
         except KeyboardInterrupt:
-            run.interrupt()
+            if run is not None:
+                run.interrupt()
             raise
         return run.take_result()
 
@@ -469,7 +471,7 @@ class Flow:
             raise ValueError("The id of a run is empty: give it one, or leave run_id out.")
         with self._lock:
             self._refuse_closed()
-            plan = Plan(self, driven)
+            plan = Plan(self)
             self._tasks_in_use = True
         requests = [NextTask(name, values, spawn_another=True) for name in self._starts(start, plan)]
         for request in requests:  # refused before anything has changed
@@ -485,11 +487,16 @@ class Flow:
             keep_results=stream is None if keep is None else keep,
             loop=loop,
         )
+        plan.begin(driven)
         with self._lock:
             self._runs.add(run)
         if self._executors.uses_pool:
             _cancel_at_exit(self)
-        run.begin(requests, timeout)
+        try:
+            run.begin(requests, timeout)
+        except BaseException:  # Ctrl-C can strike while threads are started
+            run.cancel()
+            raise
         return run
 
     def _starts(self, start: Start, plan: Plan) -> list[str]:
@@ -544,7 +551,7 @@ class Flow:
 class Plan:
     """A flow as of the start of one run: what ``engine.run.Plan`` asks for."""
 
-    def __init__(self, flow: Flow, driven: bool) -> None:
+    def __init__(self, flow: Flow) -> None:
         self.flow = flow._name
         self.clock = flow._clock
         self.logger = flow._logger
@@ -552,10 +559,17 @@ class Plan:
         self.max_parallel = flow._max_parallel
         self._tasks = flow._tasks
         self._executors = flow._executors
-        self._driven = driven
-        self._caller_loop = running_loop(required=False)
+        self._driven = False
+        self._blocks: Any = None  #: the loop that this run blocks
         self._own: list[Executor] = []  #: executors for this run alone
         self._forget = flow._forget
+
+    def begin(self, driven: bool) -> None:
+        """The run begins: ``driven`` means that the calling thread waits for it."""
+        self._driven = driven
+        self._blocks = running_loop(required=False) if driven else None
+        if self._blocks is not None:
+            blocked_loops.append(self._blocks)
 
     def find(self, name: str) -> Planned | None:
         registered = self._tasks.get(name)
@@ -577,22 +591,24 @@ class Plan:
         default = self._executors.get()
         if executor is not None:
             workers = executor.serve(is_async=is_async, loop=loop, driven=self._driven and executor is default)
-            if workers is not None and not self._would_block_itself(executor, is_async, loop):
+            if workers is not None and not (is_async and self._is_blocked(executor, loop)):
                 return workers
         chosen = default if isinstance(default, AsyncioExecutor) else self._executors.get("asyncio")
-        if self._would_block_itself(chosen, is_async, loop):
-            # A coroutine on this loop waits, blocking, for the run: that takes another loop.
+        if self._is_blocked(chosen, loop):
             chosen = AsyncioExecutor()
             self._own.append(chosen)
         workers = chosen.serve(is_async=True, loop=loop)
         assert workers is not None, "an asyncio executor serves async tasks"
         return workers
 
-    def _would_block_itself(self, executor: Executor, is_async: bool, loop: Any) -> bool:
-        return is_async and loop is None and isinstance(executor, AsyncioExecutor) and executor.owns(self._caller_loop)
+    def _is_blocked(self, executor: Executor, loop: Any) -> bool:
+        """Whether a coroutine waits, blocking, on the executor's loop: that takes another loop."""
+        return loop is None and isinstance(executor, AsyncioExecutor) and executor.is_blocked
 
     def ended(self, run: FlowRun) -> None:
         self._forget(run)
+        if self._blocks is not None:
+            blocked_loops.remove(self._blocks)
         for executor in self._own:
             executor.shutdown(wait=False)
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextvars import Context as Variables
 from contextvars import copy_context
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.clock import Timer
@@ -95,6 +96,34 @@ class Item(TaskRun):
 
 class HandedOn(Exception):  # noqa: N818 - it is no error, and never leaves this module
     """A task run goes on elsewhere (a coroutine, on a loop) or later (a generator at rest)."""
+
+
+class Pristine:
+    """The context variables of a pump as they were when it began, but for ``current_run``.
+
+    Compared by identity: an equal value may be another object, and comparing is a user's code.
+    """
+
+    __slots__ = ("place", "values")
+
+    def __init__(self) -> None:
+        current_run.set(None)
+        variables = copy_context()
+        self.place = list(variables).index(current_run)
+        self.values = list(variables.values())
+
+    def seen_by(self, item: Item) -> bool:
+        """Whether nothing but ``current_run``, which is ``item``, differs now."""
+        self.values[self.place] = item
+        now = copy_context()
+        return len(now) == len(self.values) and all(map(is_, now.values(), self.values))
+
+
+def close_unawaited(awaitable: Any) -> None:
+    """Close a coroutine that nobody will await; an asynchronous generator has not begun."""
+    close = getattr(awaitable, "close", None)
+    if close is not None:
+        close()
 
 
 class Steps:
@@ -386,6 +415,7 @@ class Lane:
         context, take, enter, stream = run.context, self.ready.popleft, current_run.set, run.stream_buffer
         with run.monitor:
             self.come(worker)
+        pristine = Pristine()
         while True:
             try:
                 item = take()
@@ -398,7 +428,6 @@ class Lane:
                 run.monitor.post(run.dispatch, None)
             task = item.task
             enter(item)
-            before = copy_context()
             try:
                 worker.item, result, item.handle = item, item.handle, worker
                 if result is None:  # else a plain function was called elsewhere and gave a coroutine
@@ -408,6 +437,9 @@ class Lane:
                     if task.timeout is not None:
                         run.arm(item)
                     result = task.invoke(item, context)
+                elif run.stopping:
+                    close_unawaited(result)
+                    raise TaskCancelledError(item.id)
                 if type(result) is types.CoroutineType:
                     result = await (result if stream is None else throttled(run, result))
                 elif isinstance(result, (types.AsyncGeneratorType, Coroutine)):
@@ -420,7 +452,7 @@ class Lane:
                     return self._go(worker)
             else:
                 run.report(item, output, requests, self)
-            if copy_context() != before:
+            if not pristine.seen_by(item):
                 # The task changed context variables, which the next one must not see.
                 return self._go(worker)
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from millstream.context import Context
 from millstream.engine.clock import Clock, Timer
-from millstream.engine.lane import Feed, Item, Lane, RunTask
+from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
 from millstream.engine.scheduler import Scheduler, Scope, TaskRun
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.waits import Blocked, Idle, call_in
@@ -120,6 +120,7 @@ class FlowRun:
         self._timers: list[Timer] = []
         self.idle_readers: list[Idle] = []  # tasks that wait for a chunk of this run
         self.idle_waiters: list[Idle] = []  # tasks that wait for its end
+        self.nested: set[FlowRun] = set()  #: runs that tasks of this one wait for
         self._growing: dict[TaskRun, Scope] = {}  # lists of generator tasks that have not ended
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
@@ -213,6 +214,8 @@ class FlowRun:
             FlowError: they cannot be scheduled; the run has ended then.
         """
         with self.monitor:
+            if self.stopping:
+                return  # it was cancelled before it began
             try:
                 self.scheduler.start(requests)
             except BaseException as error:
@@ -297,12 +300,17 @@ class FlowRun:
                     stack.enter_context(lane.workers.caller_waits())
                 yield
             return
-        with item.run.monitor:
-            item.run.suspend(worker)
+        outer = item.run
+        with outer.monitor:
+            outer.suspend(worker)
+            outer.nested.add(self)
+        if outer.stopping:
+            self.cancel()
         worker.give_back()
         try:
             yield
         finally:
+            outer.nested.discard(self)
             worker.take_back()
             with item.run.monitor:
                 item.run.resume(worker)
@@ -320,6 +328,9 @@ class FlowRun:
         """Cancel and wait for the end; for a reader that leaves. Never waits for long."""
         if not self.finished:
             self.cancel()
+            item: Any = current_run.get()
+            if item is not None and item.run is self:
+                return  # called by a task of this run, which ends when that task does
             self.drive(lambda: self.finished, self.idle_waiters)
             self._done.wait(2 * GRACE)  # not for ever: a destructor may be called anywhere
 
@@ -413,11 +424,12 @@ class FlowRun:
         """A task run raised. The first failure ends the run."""
         if item.status is not RUNNING:
             return
-        if item.task.timeout is not None:
-            item.timer.cancel()
-            if getattr(item, "limit", None) is None:  # its time was up, and it was cancelled for that
+        timer = getattr(item, "timer", None)  # it may have been stopped before it was called
+        if timer is not None:
+            timer.cancel()
+            if item.limit is None:  # its time was up, and it was cancelled for that
                 error = TaskTimeoutError(item.id, item.task.timeout)
-        consequence = self.stopping and isinstance(error, TaskCancelledError)
+        consequence = self.stopping and isinstance(error, TaskCancelledError | RunCancelledError)
         if not consequence:
             self._blame(error)
         self.scheduler.failed(item, Status.CANCELLED if consequence else Status.FAILED)
@@ -565,7 +577,7 @@ class FlowRun:
         for item in self.scheduler.stop():
             self._close_list(item)
             if item.handle is not None:  # a coroutine that no loop has got to yet, or a generator at rest
-                later.append((item.handle.close, ()))
+                later.append((close_unawaited, (item.handle,)))
         for lane in self._lanes.values():
             while lane.feeds:
                 feed = lane.feeds.popleft()
@@ -574,6 +586,7 @@ class FlowRun:
             if lane.on_loop:
                 later.extend((cancel_pump, (worker, worker.item)) for worker in lane.crew)
         self.blocked.cancel(self)
+        later.extend((nested.cancel, ()) for nested in self.nested)
         if self.stream_buffer is not None:
             # Nobody waits for room any more; chunks from before are still read.
             self.stream_buffer.attached = False
@@ -742,9 +755,15 @@ class FlowRun:
     def adopt(self, item: Item, awaitable: Any) -> None:
         """A plain function gave a coroutine: a loop awaits and reports it. Called with no lock held."""
         item.handle = awaitable  # what the loop finds there instead of calling the task
-        with self.monitor:
-            self._lane(None, True).ready.append(item)
-            self.dispatch(None)
+        try:
+            with self.monitor:
+                if self.stopping:
+                    raise TaskCancelledError(item.id)
+                self._lane(None, True).ready.append(item)
+                self.dispatch(None)
+        except BaseException:
+            close_unawaited(awaitable)
+            raise
 
     def _send_for(self, lane: Lane, soon: int) -> None:
         needed = lane.shortage(soon)

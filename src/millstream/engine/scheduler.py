@@ -246,6 +246,7 @@ class Scheduler:
         scope = run.scope
         if scope is not None and run.slot is not None and scope.outputs is not None:
             scope.outputs[run.slot] = output
+        earlier = list(task.watches)  # its own requests do not wait for it
         if requests and not self.stopped:
             if joins:
                 self._schedule_joined(run, requests)
@@ -255,7 +256,7 @@ class Scheduler:
                     self._request(request, hash((path, position)), scope, None)
                     position += 1
                 run.requested = position
-        taken = bool(task.watches) and self._tell_watches(run, output)
+        taken = bool(earlier) and self._tell_watches(run, output, earlier)
         if scope is not None:
             self._leave(scope)
         if self.held:
@@ -270,7 +271,7 @@ class Scheduler:
         run.task.live -= 1
         self.under_way -= 1
         if run.task.watches:
-            self._tell_watches(run, None)
+            self._tell_watches(run, None, run.task.watches)
         if run.scope is not None:
             self._leave(run.scope)
         if self.held:
@@ -473,11 +474,11 @@ class Scheduler:
             scope.open += 1
             task.watches.append(Watch(scope, slot, self.scheduled, left))
 
-    def _tell_watches(self, run: TaskRun, output: Any) -> bool:
+    def _tell_watches(self, run: TaskRun, output: Any, earlier: list[Watch]) -> bool:
         """``run`` has ended; return whether a join takes its output in place of a sibling's."""
         taken = False
         watches = run.task.watches
-        for watch in [watch for watch in watches if run.order < watch.before]:
+        for watch in [watch for watch in earlier if run.order < watch.before]:
             watch.left -= 1
             if not watch.left:
                 watches.remove(watch)

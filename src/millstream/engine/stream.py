@@ -108,10 +108,11 @@ class Reading:
     """
 
     def __init__(self, run: FlowRun, *, owns: bool) -> None:
-        self.run = run
-        self._stream = attach(run)
         self._owns = owns
-        self._told = False
+        self._left = False  #: close was called
+        self._told = False  #: the error was raised
+        self._stream = attach(run)
+        self.run = run
 
     def _take(self) -> StreamChunk | None:
         """Return the next chunk, or None when the reader must sleep.
@@ -165,11 +166,12 @@ class Chunks(Reading, Iterator[StreamChunk]):
 
     def close(self) -> None:
         """Cancel the run unless it has ended, and wait until it has."""
+        self._left = True
         self.run.abandon()
 
     def __del__(self) -> None:
         run = getattr(self, "run", None)  # __init__ may have failed
-        if run is not None and not run.finished:
+        if run is not None and not self._left:
             run.abandon()
 
     def __enter__(self) -> Chunks:

@@ -15,7 +15,7 @@ from contextvars import Context as Variables
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
-from millstream.executors.base import Executor, Lane, Worker, Workers
+from millstream.executors.base import Executor, Lane, Worker, Workers, blocked_loops
 from millstream.executors.places import JOIN
 from millstream.executors.thread import ThreadExecutor
 
@@ -43,9 +43,10 @@ class AsyncioExecutor(Executor):
             return self._threads.serve(is_async=False)
         return LoopWorkers(self._own.loop() if loop is None else loop)
 
-    def owns(self, loop: object) -> bool:
-        """Whether ``loop`` is this executor's own."""
-        return self._own.is_loop(loop)
+    @property
+    def is_blocked(self) -> bool:
+        """Whether a coroutine on its loop waits, blocking, for a run: then no other one gets on there."""
+        return any(self._own.is_loop(loop) for loop in blocked_loops)
 
     def shutdown(self, wait: bool = True) -> None:
         """Cancel what runs on its loop, end the loop and its threads; waits at most a second."""

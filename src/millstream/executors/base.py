@@ -143,5 +143,8 @@ class _Here(threading.local):
     worker: Worker | None = None
 
 
+#: Event loops whose threads start, or wait for, runs that block them: no such run may use them.
+blocked_loops: list[Any] = []
+
 #: The worker whose thread this is.
 here = _Here()

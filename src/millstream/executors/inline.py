@@ -103,14 +103,9 @@ class InlinePlace(Places):
         if self.driver is not None:
             self.driver.wake.release()
 
-    def _send(self, granted: list[tuple[ThreadWorker | None, Lane | None]]) -> None:
-        driver = self.driver
+    def _grant(self) -> list[tuple[ThreadWorker | None, Lane | None]]:
+        """Who takes a lane is decided in the locked step: the driver may come back before it is sent."""
+        granted, driver = super()._grant(), self.driver
         if driver is None or driver.away:
-            return super()._send(granted)
-        for worker, lane in granted:
-            if lane is None:
-                super()._send([(worker, None)])
-            else:
-                driver.mail = lane
-                driver.wake.release()
-        return None
+            return granted
+        return [(worker if lane is None else driver, lane) for worker, lane in granted]

@@ -38,6 +38,7 @@ class Executors:
     }
 
     def __init__(self, default: AnyExecutor, max_workers: int | None) -> None:
+        self.uses_pool = False  #: whether tasks may be called in threads that the interpreter joins at exit
         self.check(default)
         if max_workers is not None:
             check_count(max_workers, "max_workers")
@@ -51,11 +52,12 @@ class Executors:
         self._made: dict[Any, Executor] = {}  #: by name, or by id of the pool that they wrap
 
     def check(self, executor: AnyExecutor) -> None:
-        """Refuse what is no executor.
+        """Refuse what is no executor; note whether it is a pool of the user's.
 
         Raises:
             TypeError, ValueError: as it says.
         """
+        self.uses_pool |= isinstance(executor, concurrent.futures.Executor | PoolExecutor)
         if isinstance(executor, str):
             if executor not in self.MAKERS:
                 raise ValueError(f"There is no executor {executor!r}. {listed('There are', self.MAKERS, executor)}")
@@ -77,11 +79,6 @@ class Executors:
                 made = self.MAKERS[spec](self._max_workers) if isinstance(spec, str) else PoolExecutor(spec)
                 self._made[key] = made
             return made
-
-    @property
-    def uses_pool(self) -> bool:
-        """Whether tasks may be called in threads that the interpreter joins at exit."""
-        return isinstance(self._default, concurrent.futures.Executor | PoolExecutor)
 
     def close(self) -> None:
         """Shut down what was created here."""

@@ -253,7 +253,7 @@ class Places(Workers):
         for other, lane in self._grant():
             if lane is not None and worker.mail is None:
                 worker.mail = lane
-                if other is not None:
+                if other is not None and other is not getattr(self, "driver", None):
                     self.idle.append(other)
             else:
                 granted.append((other, lane))
