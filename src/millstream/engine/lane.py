@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextvars import Context as Variables
 from contextvars import copy_context
-from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.clock import Timer
@@ -96,27 +95,6 @@ class Item(TaskRun):
 
 class HandedOn(Exception):  # noqa: N818 - it is no error, and never leaves this module
     """A task run goes on elsewhere (a coroutine, on a loop) or later (a generator at rest)."""
-
-
-class Pristine:
-    """The context variables of a pump as they were when it began, but for ``current_run``.
-
-    Compared by identity: an equal value may be another object, and comparing is a user's code.
-    """
-
-    __slots__ = ("place", "values")
-
-    def __init__(self) -> None:
-        current_run.set(None)
-        variables = copy_context()
-        self.place = list(variables).index(current_run)
-        self.values = list(variables.values())
-
-    def seen_by(self, item: Item) -> bool:
-        """Whether nothing but ``current_run``, which is ``item``, differs now."""
-        self.values[self.place] = item
-        now = copy_context()
-        return len(now) == len(self.values) and all(map(is_, now.values(), self.values))
 
 
 def close_unawaited(awaitable: Any) -> None:
@@ -415,7 +393,6 @@ class Lane:
         context, take, enter, stream = run.context, self.ready.popleft, current_run.set, run.stream_buffer
         with run.monitor:
             self.come(worker)
-        pristine = Pristine()
         while True:
             try:
                 item = take()
@@ -440,10 +417,17 @@ class Lane:
                 elif run.stopping:
                     close_unawaited(result)
                     raise TaskCancelledError(item.id)
-                if type(result) is types.CoroutineType:
-                    result = await (result if stream is None else throttled(run, result))
-                elif isinstance(result, (types.AsyncGeneratorType, Coroutine)):
-                    result = await self._awaited(item, result)
+                if type(result) is types.AsyncGeneratorType:
+                    result = self._iterate_async(item, result)
+                if type(result) is types.CoroutineType or isinstance(result, Coroutine):
+                    # What a task does to context variables must not be seen by the next one.
+                    variables = copy_context()
+                    try:
+                        awaited = variables.run(result.send, None)
+                    except StopIteration as end:
+                        result = end.value
+                    else:
+                        result = await resume(run, variables, result, awaited)
                 output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
                 if stream is not None and stream.full:
                     await run.wait_for_room_async()
@@ -452,16 +436,6 @@ class Lane:
                     return self._go(worker)
             else:
                 run.report(item, output, requests, self)
-            if not pristine.seen_by(item):
-                # The task changed context variables, which the next one must not see.
-                return self._go(worker)
-
-    async def _awaited(self, item: Item, result: Any) -> Any:
-        """Await a coroutine of another make, or run an asynchronous generator to its end."""
-        if isinstance(result, Coroutine):
-            return await (result if self.run.stream_buffer is None else throttled(self.run, result))
-        await self._iterate_async(item, result)
-        return None
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
         run = self.run
@@ -475,25 +449,28 @@ class Lane:
 
 
 @types.coroutine
-def throttled(run: FlowRun, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Await ``coroutine``, stopping it wherever it awaits something while the stream is full.
+def resume(
+    run: FlowRun, variables: Variables, coroutine: Coroutine[Any, Any, Any], awaited: Any
+) -> Generator[Any, Any, Any]:
+    """Await the rest of ``coroutine``, whose first step gave ``awaited``; each step in ``variables``.
 
-    Its ``ctx.emit`` cannot wait for room itself, since that would block the event loop.
+    It is stopped wherever it awaits something while the stream is full: its ``ctx.emit`` cannot wait
+    for room itself, since that would block the event loop.
     """
     stream = run.stream_buffer
-    send, value = coroutine.send, None
+    step: Callable[[Any], Any]
     while True:
-        try:
-            awaited = send(value)
-        except StopIteration as end:
-            return end.value
         try:
             if stream is not None and stream.full:
                 yield from run.wait_for_room_async().__await__()
-            value = yield awaited
-            send = coroutine.send
+            argument = yield awaited
+            step = coroutine.send
         except GeneratorExit:
             coroutine.close()
             raise
         except BaseException as error:  # a cancellation, which is the coroutine's to handle
-            send, value = coroutine.throw, error
+            step, argument = coroutine.throw, error
+        try:
+            awaited = variables.run(step, argument)
+        except StopIteration as end:
+            return end.value

@@ -808,7 +808,12 @@ class FlowRun:
         monitor = self.monitor
         if monitor.lock.acquire(False):
             self.settle(item, output, requests, lane)
-            monitor.leave()
+            if monitor.posted or monitor.later:
+                monitor.leave()
+            else:
+                monitor.lock.release()
+                if monitor.posted and monitor.lock.acquire(False):  # left by somebody who found it locked
+                    monitor.leave()
         else:
             monitor.post(self.settle, item, output, requests, None)
 

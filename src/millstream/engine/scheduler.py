@@ -219,12 +219,15 @@ class Scheduler:
             TaskNotFoundError, BindingError, TaskRunLimitError: as they say.
         """
         joins = False
+        met = refuse = None
         for request in requests:
             if type(request) is not NextTask and not isinstance(request, NextTask):
                 raise TypeError(f"next_tasks takes NextTask values, not {request!r}.")
-            task = self.tasks.get(request.id) or self._meet(request.id)
-            if task.refuse is not None:
-                task.refuse(request)
+            if request.id is not met:  # a fan-out asks for one task again and again
+                met = request.id
+                refuse = (self.tasks.get(met) or self._meet(met)).refuse
+            if refuse is not None:
+                refuse(request)
             if request.join:
                 joins = True
         limit = self._max_task_runs
