@@ -117,16 +117,10 @@ class Context(Generic[DepsT]):
         try:
             return self._values[key]
         except (KeyError, TypeError):
-            check_key(key)
-        if default is not MISSING and timeout is None:
-            return default
-        check_wait(timeout, "get")
-        waits = self._waits
-        if waits is None:
-            if default is not MISSING:
-                return default
-            raise ContextKeyError(key)
-        return waits.wait(key, default, timeout, external)
+            value = self._without_waiting(key, default, timeout)
+        if value is not MISSING or self._waits is None:
+            return value
+        return self._waits.wait(key, default, timeout, external)
 
     async def aget(
         self, key: str, default: Any = MISSING, *, timeout: float | None = None, external: bool = False
@@ -135,16 +129,10 @@ class Context(Generic[DepsT]):
         try:
             return self._values[key]
         except (KeyError, TypeError):
-            check_key(key)
-        if default is not MISSING and timeout is None:
-            return default
-        check_wait(timeout, "aget")
-        waits = self._waits
-        if waits is None:
-            if default is not MISSING:
-                return default
-            raise ContextKeyError(key)
-        return await waits.await_(key, default, timeout, external)
+            value = self._without_waiting(key, default, timeout)
+        if value is not MISSING or self._waits is None:
+            return value
+        return await self._waits.await_(key, default, timeout, external)
 
     def __getitem__(self, key: str) -> Any:
         """``ctx[key]`` is ``ctx.get(key)``: it waits inside a run."""
@@ -287,6 +275,17 @@ class Context(Generic[DepsT]):
         return Emitter()
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _without_waiting(self, key: str, default: Any, timeout: float | None) -> Any:
+        """Return what a get of a missing key gives at once, or MISSING when it must wait."""
+        check_key(key)
+        if timeout is not None:
+            check_wait(timeout, f"get({key!r})")
+        if default is not MISSING and (timeout is None or self._waits is None):
+            return default
+        if self._waits is None:
+            raise ContextKeyError(key)
+        return MISSING
 
     def _describe(self, deps: Any, metadata: Mapping[str, Any] | None) -> None:
         """A run that begins says what its tasks reach as ``deps`` and ``metadata``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -63,6 +64,8 @@ class Clock:
         return timer
 
     def _start(self) -> None:
+        if sys.is_finalizing():  # a thread started now would never run
+            return
         self._thread = threading.Thread(target=self._serve, name="millstream-clock", daemon=True)
         try:
             self._thread.start()

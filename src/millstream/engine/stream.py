@@ -7,6 +7,7 @@ no lock held; each worker can exceed the bound by one chunk. May import: values,
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
@@ -172,7 +173,10 @@ class Chunks(Reading, Iterator[StreamChunk]):
     def __del__(self) -> None:
         run = getattr(self, "run", None)  # __init__ may have failed
         if run is not None and not self._left:
-            run.abandon()
+            if sys.is_finalizing():  # other threads do not run any more: nobody could be waited for
+                run.cancel()
+            else:
+                run.abandon()
 
     def __enter__(self) -> Chunks:
         return self

@@ -10,6 +10,7 @@ when the executor is shut down, is garbage, or the interpreter exits. May import
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -212,6 +213,8 @@ class Places(Workers):
         with self._lock:
             self.crew[worker] = thread
             try:
+                if sys.is_finalizing():  # it would never run, and ``start`` would wait for it
+                    raise RuntimeError("the interpreter is shutting down")
                 thread.start()  # in here, so that ``shutdown`` joins only what was started
             except RuntimeError as refused:  # no more threads, or the interpreter is shutting down
                 error = refused
