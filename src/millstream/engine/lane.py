@@ -391,7 +391,9 @@ class Lane:
         """Await task runs until there are none left."""
         run = self.run
         context, take, enter, stream = run.context, self.ready.popleft, current_run.set, run.stream_buffer
-        with run.monitor:
+        monitor, report = run.monitor, run.settle
+        locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
+        with monitor:
             self.come(worker)
         while True:
             try:
@@ -402,7 +404,7 @@ class Lane:
                 return None
             if not self.wanted and (self.ready or self.feeds):
                 # Should what we await suspend, another pump takes the next one meanwhile.
-                run.monitor.post(run.dispatch, None)
+                monitor.post(run.dispatch, None)
             task = item.task
             enter(item)
             try:
@@ -435,7 +437,16 @@ class Lane:
                 if not run.coroutine_failed(worker, item, error):
                     return self._go(worker)
             else:
-                run.report(item, output, requests, self)
+                if locked(False):  # as in ``_work``
+                    report(item, output, requests, self)
+                    if posted or later:
+                        monitor.leave()
+                    else:
+                        unlock()
+                        if posted and locked(False):
+                            monitor.leave()
+                else:
+                    monitor.post(report, item, output, requests, None)
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
         run = self.run

@@ -803,20 +803,6 @@ class FlowRun:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
 
-    def report(self, item: Item, output: Any, requests: Any, lane: Lane) -> None:
-        """A coroutine gave its output. The hot loop for plain functions has this inline."""
-        monitor = self.monitor
-        if monitor.lock.acquire(False):
-            self.settle(item, output, requests, lane)
-            if monitor.posted or monitor.later:
-                monitor.leave()
-            else:
-                monitor.lock.release()
-                if monitor.posted and monitor.lock.acquire(False):  # left by somebody who found it locked
-                    monitor.leave()
-        else:
-            monitor.post(self.settle, item, output, requests, None)
-
     def coroutine_failed(self, worker: Any, item: Item, error: BaseException) -> bool:
         """A coroutine raised. Return False when that was the end of its worker as well."""
         import asyncio

@@ -249,7 +249,7 @@ class Scheduler:
         scope = run.scope
         if scope is not None and run.slot is not None and scope.outputs is not None:
             scope.outputs[run.slot] = output
-        earlier = list(task.watches)  # its own requests do not wait for it
+        earlier = task.watches and list(task.watches)  # its own requests do not wait for it
         if requests and not self.stopped:
             if joins:
                 self._schedule_joined(run, requests)
