@@ -16,6 +16,7 @@ import ast
 import multiprocessing
 import sys
 import sysconfig
+import threading
 import time
 import warnings
 from collections import Counter
@@ -94,11 +95,17 @@ def walk(root: str, limit: int | None = None) -> TaskOutput[str]:
     return TaskOutput(root, requests())
 
 
+# CPython 3.11 counts the depth of its parser once for all threads, and raises SystemError when two
+# parse at the same time (gh-106905). Parsing holds the interpreter anyway, so this costs nothing.
+one_parser = threading.Lock()
+
+
 def survey(path: str, file: str) -> Survey:
     """Count one file."""
     try:
         text = Path(path).read_bytes()
-        tree = ast.parse(text)
+        with one_parser:
+            tree = ast.parse(text)
     except (OSError, SyntaxError, ValueError) as error:
         return Survey(file, error=f"{type(error).__name__}: {error}")
     functions: list[Function] = []

@@ -586,7 +586,7 @@ class FlowRun:
             if lane.on_loop:
                 later.extend((cancel_pump, (worker, worker.item)) for worker in lane.crew)
         self.blocked.cancel(self)
-        later.extend((nested.cancel, ()) for nested in self.nested)
+        later.extend((nested.cancel, ()) for nested in list(self.nested))  # they leave it without the lock
         if self.stream_buffer is not None:
             # Nobody waits for room any more; chunks from before are still read.
             self.stream_buffer.attached = False

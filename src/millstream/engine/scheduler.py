@@ -151,6 +151,9 @@ class Watch:
         self.left = left  #: how many of them have not ended
 
 
+NO_WATCHES: list[Watch] = []  # never added to
+
+
 class Scheduler:
     """Decides what runs when in one flow run.
 
@@ -249,7 +252,7 @@ class Scheduler:
         scope = run.scope
         if scope is not None and run.slot is not None and scope.outputs is not None:
             scope.outputs[run.slot] = output
-        earlier = task.watches and list(task.watches)  # its own requests do not wait for it
+        earlier = list(task.watches) if task.watches else NO_WATCHES  # its own requests do not wait for it
         if requests and not self.stopped:
             if joins:
                 self._schedule_joined(run, requests)
