@@ -24,19 +24,11 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from millstream.context import Context
 from millstream.errors import BindingError
 from millstream.values import NextTask
-
-
-class Bindable(Protocol):
-    """What binding needs to know of a task run."""
-
-    inputs: Mapping[str, Any] | None
-    upstream: list[Any] | None
-
 
 Invoke = Callable[[Any, Any], Any]  # (task run, context) -> what the task returns
 Filler = Callable[[Any, Any], Any]  # (task run, context) -> the value of one parameter
