@@ -2,15 +2,21 @@
 
 from millstream.context import Context, State
 from millstream.engine.run import FlowRun
+from millstream.engine.session import Session, TaskHandle
 from millstream.errors import (
     BindingError,
     BlockingGetError,
+    CheckpointError,
+    ConfigError,
     ContextKeyError,
+    CycleError,
     DeadlockError,
+    DependencyFailedError,
     DuplicateTaskWarning,
     ExecutorLostError,
     FlowClosedError,
     FlowError,
+    RouteError,
     RunCancelledError,
     RunTimeoutError,
     StreamError,
@@ -19,9 +25,24 @@ from millstream.errors import (
     TaskNotFoundError,
     TaskRunLimitError,
     TaskTimeoutError,
+    UnknownRunError,
+)
+from millstream.events import (
+    Hook,
+    RunEndEvent,
+    RunStartEvent,
+    TaskCoalescedEvent,
+    TaskFailureEvent,
+    TaskRetryEvent,
+    TaskSkipEvent,
+    TaskStartEvent,
+    TaskSuccessEvent,
+    fn_hook,
 )
 from millstream.executors import AsyncioExecutor, Executor, InlineExecutor, PoolExecutor, ThreadExecutor
 from millstream.flow import Flow
+from millstream.policies import Rate, Retry
+from millstream.report import RunReport, TaskReport
 from millstream.task import Task, TaskBase, current_task, task
 from millstream.values import NextTask, Status, StreamChunk, TaskOutput
 
@@ -29,9 +50,13 @@ __all__ = [
     "AsyncioExecutor",
     "BindingError",
     "BlockingGetError",
+    "CheckpointError",
+    "ConfigError",
     "Context",
     "ContextKeyError",
+    "CycleError",
     "DeadlockError",
+    "DependencyFailedError",
     "DuplicateTaskWarning",
     "Executor",
     "ExecutorLostError",
@@ -39,11 +64,19 @@ __all__ = [
     "FlowClosedError",
     "FlowError",
     "FlowRun",
+    "Hook",
     "InlineExecutor",
     "NextTask",
     "PoolExecutor",
+    "Rate",
+    "Retry",
+    "RouteError",
     "RunCancelledError",
+    "RunEndEvent",
+    "RunReport",
+    "RunStartEvent",
     "RunTimeoutError",
+    "Session",
     "State",
     "Status",
     "StreamChunk",
@@ -51,12 +84,22 @@ __all__ = [
     "Task",
     "TaskBase",
     "TaskCancelledError",
+    "TaskCoalescedEvent",
     "TaskFailedError",
+    "TaskFailureEvent",
+    "TaskHandle",
     "TaskNotFoundError",
     "TaskOutput",
+    "TaskReport",
+    "TaskRetryEvent",
     "TaskRunLimitError",
+    "TaskSkipEvent",
+    "TaskStartEvent",
+    "TaskSuccessEvent",
     "TaskTimeoutError",
     "ThreadExecutor",
+    "UnknownRunError",
     "current_task",
+    "fn_hook",
     "task",
 ]

@@ -5,14 +5,17 @@ For each parameter, in this order:
 1. annotated ``Context`` or named ``ctx`` / ``context``: the context
 2. ``inputs``: the inputs mapping, None (or its default) when there are none
 3. a key of the inputs: its value
-4. ``upstream``: for a join, the list of its siblings' outputs; else an empty mapping
-5. ``payload``: the inputs mapping, or for a join what ``upstream`` is
-6. its default
-7. the first positional parameter without a foreign annotation: the context
+4. the name of a dependency: its output
+5. ``upstream``: the outputs of the dependencies by name; for a join, the list of its siblings' outputs
+6. ``payload``: what a router sent along (a key of the inputs), else the output of the only dependency,
+   or what ``upstream`` is, or the inputs mapping
+7. ``item`` and ``index`` of a task that is mapped: the item, which is its payload, too, and its place
+8. its default; None for a dependency that did not succeed
+9. the first positional parameter without a foreign annotation: the context
 
 ``**name`` takes the inputs that no other parameter took; ``*name`` takes nothing, unless it is all
 there is: then the context. What cannot be filled is a ``BindingError`` when the task run is asked
-for. May import: values, errors, context.
+for. May import: context, config.expressions, task, values, errors.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from millstream.config.expressions import compile_path
 from millstream.context import Context
 from millstream.errors import BindingError
-from millstream.values import NextTask
+from millstream.task import RESERVED_PARAMETERS
+from millstream.values import Items
 
 Invoke = Callable[[Any, Any], Any]  # (task run, context) -> what the task returns
 Filler = Callable[[Any, Any], Any]  # (task run, context) -> the value of one parameter
@@ -39,34 +44,85 @@ NO_FOREIGN = (inspect.Parameter.empty, Any, "Any", "typing.Any", "t.Any", object
 
 
 class Binding:
-    """A callable, compiled.
+    """A callable whose parameters are known.
 
     Attributes:
-        invoke: calls it for a task run with a context.
-        refuse: raises ``BindingError`` for a request that it could not be called with; None when
-            every request will do.
         collects: whether, as a join, it reads the outputs of its siblings.
         takes_context: whether it is given the context at all.
         is_async: whether it is a coroutine function or an asynchronous generator.
+        inferable: required parameters that are dependencies if they bear the name of a task.
+        context_at: for submitted calls, the position (None: keyword-only) and the name of the
+            parameter that takes the context by its name or annotation; None without one.
     """
 
-    __slots__ = ("collects", "invoke", "is_async", "refuse", "takes_context")
+    __slots__ = ("_kinds", "_parameters", "collects", "context_at", "fn", "inferable", "is_async", "takes_context")
 
-    def __init__(self, name: str, fn: Callable[..., Any], call: Callable[..., Any] | None = None) -> None:
-        """Compile ``fn``; ``call`` is called in its place, with the same arguments."""
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
         self.is_async = is_async(fn)
-        parameters = _parameters(name, fn)
+        parameters = self._parameters = _parameters(fn)
         self.collects = any(p.name in ("upstream", "payload") for p in parameters)
         names = getattr(unwrapped(fn), "__globals__", {})
-        kinds = {p.name: _kind(p, names) for p in parameters}
+        kinds = self._kinds = {p.name: _kind(p, names) for p in parameters}
+        self.context_at = _context_at(parameters, kinds)
         _first_is_context(parameters, kinds)
         self.takes_context = "context" in kinds.values()
-        required = tuple(n for n, kind in kinds.items() if kind in ("input", "payload") and _required(n, parameters))
-        self.refuse = _refusal(name, required) if required else None
-        self.invoke = _compile(call or fn, parameters, kinds)
+        self.inferable = tuple(
+            p.name
+            for p in parameters
+            if p.default is p.empty and "input" in kinds[p.name] and p.name not in RESERVED_PARAMETERS
+        )
+
+    def has_default(self, name: str) -> bool:
+        """Whether a parameter may be left out."""
+        return any(p.name == name and p.default is not p.empty for p in self._parameters)
+
+    def required(self, needs: Sequence[str] = (), *, mapped: bool = False) -> tuple[str, ...]:
+        """Return the parameters that inputs or dependencies have to fill."""
+        given = ("item", "index", "payload") if mapped else ()
+        return tuple(
+            p.name
+            for p in self._parameters
+            if p.default is p.empty
+            and p.name not in given
+            and (self._kinds[p.name] in ("input", "payload") or (p.name in needs and "input" in self._kinds[p.name]))
+        )
+
+    def compile(
+        self, call: Callable[..., Any] | None = None, needs: Sequence[str] = (), *, mapped: bool = False
+    ) -> Invoke:
+        """Return what calls it for a task run with a context.
+
+        Args:
+            call: is called in its place, with the same arguments.
+            needs: names of the tasks that it depends on.
+            mapped: it is called for each item of a map.
+        """
+        kinds = self._kinds
+        if needs or mapped:
+            kinds = {name: _kind_in_flow(name, kind, needs, mapped) for name, kind in kinds.items()}
+        single = needs[0] if len(needs) == 1 else None
+        return _compile(call or self.fn, self._parameters, kinds, single)
 
 
-def _parameters(name: str, fn: Callable[..., Any]) -> list[inspect.Parameter]:
+def _kind_in_flow(name: str, kind: str, needs: Sequence[str], mapped: bool) -> str:
+    """Return by which rule a parameter is filled, once it is known what the task depends on."""
+    if mapped and name in ("item", "index"):
+        return name
+    if mapped and name == "payload":
+        return "item"
+    return "dependency" if name in needs and "input" in kind else kind
+
+
+def _context_at(parameters: Sequence[inspect.Parameter], kinds: Mapping[str, str]) -> tuple[int | None, str] | None:
+    for position, parameter in enumerate(parameters):
+        if kinds[parameter.name] == "context":
+            keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            return (None if keyword_only else position), parameter.name
+    return None
+
+
+def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(_signature(fn).parameters.values())
     except (TypeError, ValueError):
@@ -108,26 +164,15 @@ def _first_is_context(parameters: Sequence[inspect.Parameter], kinds: dict[str, 
         kinds[first.name] = "input or context"
 
 
-def _required(name: str, parameters: Sequence[inspect.Parameter]) -> bool:
-    return next(p for p in parameters if p.name == name).default is inspect.Parameter.empty
-
-
-def _refusal(task: str, required: tuple[str, ...]) -> Callable[[NextTask], None]:
-    def refuse(request: NextTask) -> None:
-        inputs = request.inputs
-        for name in required:
-            if name == "payload" and (inputs is not None or request.join):
-                continue
-            if inputs is None or name not in inputs:
-                raise BindingError(task, name, inputs or ())
-
-    return refuse
-
-
 # ---- compiling ----------------------------------------------------------------------------------
 
 
-def _compile(fn: Callable[..., Any], parameters: Sequence[inspect.Parameter], kinds: Mapping[str, str]) -> Invoke:
+def _compile(
+    fn: Callable[..., Any],
+    parameters: Sequence[inspect.Parameter],
+    kinds: Mapping[str, str],
+    single: str | None,
+) -> Invoke:
     """Return the shortest function that fills the parameters and calls ``fn``."""
     taken = _taken(parameters, kinds)
     positional: list[Filler] = []
@@ -138,7 +183,7 @@ def _compile(fn: Callable[..., Any], parameters: Sequence[inspect.Parameter], ki
         if kind == "rest":
             rest = True
         elif kind != "nothing":
-            filler = _filler(parameter, kind)
+            filler = _filler(parameter, kind, single)
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 named.append((parameter.name, filler))
             else:
@@ -188,7 +233,7 @@ def _call_named(
     return invoke
 
 
-def _filler(parameter: inspect.Parameter, kind: str) -> Filler:
+def _filler(parameter: inspect.Parameter, kind: str, single: str | None) -> Filler:
     name, default = parameter.name, parameter.default
     if kind == "context":
         return lambda run, ctx: ctx
@@ -198,7 +243,13 @@ def _filler(parameter: inspect.Parameter, kind: str) -> Filler:
     if kind == "upstream":
         return functools.partial(_upstream, name)
     if kind == "payload":
-        return functools.partial(_payload, default)
+        return functools.partial(_payload, default, single)
+    if kind == "item":
+        return lambda run, ctx: run.extra.item
+    if kind == "index":
+        return lambda run, ctx: run.extra.index
+    if kind == "dependency":
+        return functools.partial(_dependency, name, None if default is parameter.empty else default)
     if kind == "input or context":
         return lambda run, ctx: ctx if run.inputs is None else run.inputs.get(name, ctx)
     if default is parameter.empty:
@@ -212,14 +263,28 @@ def _upstream(name: str, run: Any, ctx: Any) -> Any:
     return {} if run.upstream is None else run.upstream
 
 
-def _payload(default: Any, run: Any, ctx: Any) -> Any:
+def _dependency(name: str, default: Any, run: Any, ctx: Any) -> Any:
+    if run.inputs is not None and name in run.inputs:
+        return run.inputs[name]
+    return run.upstream.get(name, default) if type(run.upstream) is dict else default
+
+
+def _payload(default: Any, single: str | None, run: Any, ctx: Any) -> Any:
     if run.inputs is not None and "payload" in run.inputs:
         return run.inputs["payload"]
     if run.upstream is not None:
-        return run.upstream
+        if single is None or type(run.upstream) is not dict:
+            return run.upstream
+        return run.upstream.get(single, None if default is inspect.Parameter.empty else default)
     if run.inputs is not None:
         return dict(run.inputs)
-    return default
+    return None if default is inspect.Parameter.empty else default
+
+
+def payload_of(needs: Sequence[str]) -> Callable[[Any], Any]:
+    """Return what gives the payload of a task run, whether the task takes it or not."""
+    single = needs[0] if len(needs) == 1 else None
+    return lambda run: _payload(inspect.Parameter.empty, single, run, None)
 
 
 # ---- annotations --------------------------------------------------------------------------------
@@ -297,3 +362,44 @@ def is_async(fn: Any) -> bool:
     if not inspect.isroutine(fn) and not isinstance(fn, type):
         fn = type(fn).__call__
     return inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn)
+
+
+# ---- maps -----------------------------------------------------------------------------------------
+
+
+def expansion(task: str, over: str, is_async: bool) -> Invoke:
+    """Return what gives the items that a task is mapped over: of a path in the run, or of a dependency.
+
+    Raises:
+        ConfigError: ``over`` is no path.
+    """
+
+    def items(value: Any) -> Items:
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            raise BindingError(task, "for_each", problem=f"{over} is {type(value).__name__}, not a sequence of items.")
+        return Items(list(value))
+
+    if not over.startswith("$"):
+        return lambda run, ctx: items(_over_dependency(task, over, run))
+    path = compile_path(over, f"for_each of task {task}")
+
+    def expand(run: Any, ctx: Any) -> Items:
+        try:
+            return items(path.find(ctx.get, run.inputs))
+        except LookupError as error:
+            raise BindingError(task, "for_each", problem=str(error)) from error
+
+    async def expand_async(run: Any, ctx: Any) -> Items:
+        if path.root == "ctx" and path.key not in ctx:  # waiting for it must not block the loop
+            await ctx.aget(path.key)
+        return expand(run, ctx)
+
+    return expand_async if is_async else expand
+
+
+def _over_dependency(task: str, name: str, run: Any) -> Any:
+    if run.inputs is not None and name in run.inputs:
+        return run.inputs[name]
+    if type(run.upstream) is dict and name in run.upstream:
+        return run.upstream[name]
+    raise BindingError(task, "for_each", problem=f"{name} has no output in this run.")

@@ -5,6 +5,10 @@
     FlowError
     ├── TaskNotFoundError (LookupError)      a start, an edge or a NextTask names no task of the flow
     ├── BindingError (TypeError)             a parameter of a task that nothing fills
+    ├── CycleError (ValueError)              dependencies that wait for each other; has the path
+    ├── RouteError (ValueError)              a task chose what is none of its routes
+    ├── ConfigError (ValueError)             edges, expressions or a file that cannot be used
+    ├── DependencyFailedError                what the task depends on has failed
     ├── ContextKeyError (KeyError)           a key that is not there and that nothing can set any more
     ├── DeadlockError                        task runs that wait for each other
     ├── BlockingGetError                     a ctx.get that would have blocked an event loop
@@ -16,6 +20,8 @@
     ├── TaskRunLimitError                    a run scheduled more task runs than max_task_runs
     ├── ExecutorLostError                    the executor was shut down or broke during a run
     ├── StreamError                          chunks of a run that can no longer be read
+    ├── CheckpointError                      what is kept of runs cannot be read or written
+    │   └── UnknownRunError (LookupError)    a run id that nobody knows
     ├── FlowClosedError                      a flow was used after close()
     └── StateError                           a step that the state machine forbids: a bug of ours
 
@@ -49,15 +55,67 @@ class TaskNotFoundError(FlowError, LookupError):
 class BindingError(FlowError, TypeError):
     """A parameter of a task that nothing fills."""
 
-    def __init__(self, task: str, parameter: str, offer: Iterable[str] = ()) -> None:
+    def __init__(self, task: str, parameter: str, offer: Iterable[str] = (), problem: str | None = None) -> None:
         offer = tuple(offer)
-        super().__init__(task, parameter, offer)
-        self.task, self.parameter, self.offer = task, parameter, offer
+        super().__init__(task, parameter, offer, problem)
+        self.task, self.parameter, self.offer, self.problem = task, parameter, offer, problem
 
     def __str__(self) -> str:
+        if self.problem is not None:
+            return f"Task {self.task} has no value for {self.parameter}: {self.problem}"
         return (
             f"Task {self.task} needs a value for its parameter {self.parameter}: give it in inputs, "
             f"or give the parameter a default. {listed('On offer were', self.offer, self.parameter)}"
+        )
+
+
+class CycleError(FlowError, ValueError):
+    """Dependencies that go in a circle, so that none of these tasks could ever start."""
+
+    def __init__(self, path: Iterable[str]) -> None:
+        path = tuple(path)
+        super().__init__(path)
+        self.path = path  #: the names along the circle; the last is the first again
+
+    def __str__(self) -> str:
+        return f"These tasks depend on each other: {' >> '.join(self.path)}. Take one of the edges out, or make it a route."
+
+
+class RouteError(FlowError, ValueError):
+    """A task chose something that is none of its ``routes``."""
+
+    def __init__(self, task: str, choice: str, routes: Iterable[str]) -> None:
+        routes = tuple(routes)
+        super().__init__(task, choice, routes)
+        self.task, self.choice, self.routes = task, choice, routes
+
+    def __str__(self) -> str:
+        return f"Task {self.task} chose {self.choice}, which is none of its routes. {listed('It has', self.routes, self.choice)}"
+
+
+class ConfigError(FlowError, ValueError):
+    """Something written down (edges, an expression, a file) that cannot be used."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(where, problem)
+        self.where, self.problem = where, problem
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
+
+
+class DependencyFailedError(FlowError):
+    """A task did not run, since something that it depends on has failed; that failure is the cause."""
+
+    def __init__(self, task_id: str, failed: Iterable[str]) -> None:
+        failed = tuple(failed)
+        super().__init__(task_id, failed)
+        self.task_id, self.failed = task_id, failed  #: what failed, by name or id
+
+    def __str__(self) -> str:
+        return (
+            f"Task run {self.task_id} did not start, since {', '.join(self.failed)} failed: mend that, or give it "
+            "on_dep_failure='skip' or 'run-anyway'."
         )
 
 
@@ -87,13 +145,15 @@ class DeadlockError(FlowError):
 
 
 class BlockingGetError(FlowError):
-    """A ``ctx.get`` that would have blocked the event loop it was called in."""
+    """A ``ctx.get``, or a handle's ``result``, that would have blocked the event loop it was called in."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
+    def __init__(self, key: str, of_call: bool = False) -> None:
+        super().__init__(key, of_call)
+        self.key, self.of_call = key, of_call
 
     def __str__(self) -> str:
+        if self.of_call:
+            return f"Waiting for the call {self.key} would block the event loop: await its handle instead."
         return (
             f"ctx.get({self.key!r}) would block the event loop, since the key is not set yet: "
             f"write 'await ctx.aget({self.key!r})', or give it a default."
@@ -193,6 +253,26 @@ class StreamError(FlowError):
 
     def __str__(self) -> str:
         return f"Run {self.run_id} cannot be streamed: {self.reason}."
+
+
+class CheckpointError(FlowError):
+    """What is kept of runs cannot be read or written."""
+
+
+class UnknownRunError(CheckpointError, LookupError):
+    """A run id that nobody knows (any more)."""
+
+    def __init__(self, run_id: str | None, flow: str) -> None:
+        super().__init__(run_id, flow)
+        self.run_id, self.flow = run_id, flow
+
+    def __str__(self) -> str:
+        if self.run_id is None:
+            return f"Flow {self.flow} has not been run yet, so there is no report."
+        return (
+            f"Run {self.run_id} of {self.flow} is not known: without a store a flow remembers what is under way and "
+            "the newest run; keep the FlowRun and ask its report()."
+        )
 
 
 class FlowClosedError(FlowError):

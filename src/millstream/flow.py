@@ -13,30 +13,59 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextvars import Token
 from itertools import count
 from types import CodeType, MappingProxyType
-from typing import Any, ClassVar, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from millstream.context import Context
 from millstream.engine.clock import Clock
-from millstream.engine.run import FlowRun
+from millstream.engine.limits import Limits
+from millstream.engine.run import FlowRun, OnError
+from millstream.engine.session import Session, TaskHandle, submit_call
 from millstream.engine.stream import AsyncChunks, Chunks, Stream
+from millstream.engine.tell import Teller
 from millstream.errors import (
+    BindingError,
     DuplicateTaskWarning,
     FlowClosedError,
     FlowError,
     TaskCancelledError,
     TaskNotFoundError,
+    UnknownRunError,
 )
+from millstream.events import Hook, check_hooks
 from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor, Workers, blocked_loops
 from millstream.executors.owned import AnyExecutor, Executors
-from millstream.executors.thread import check_count
-from millstream.task import Task, check_limit, current_run, name_of, refuse_option
+from millstream.policies import Rate, check_limits
+from millstream.registry import Planned, Registry
+from millstream.task import (
+    CONSTANT,
+    Task,
+    TaskOptions,
+    check_count,
+    check_limit,
+    current_flow,
+    current_run,
+    name_of,
+    refuse_option,
+    task_names,
+)
 from millstream.values import NextTask, copied_inputs
 
+if TYPE_CHECKING:
+    from millstream.config.edges import Edge
+    from millstream.engine.record import RunRecord
+    from millstream.graph import Graph
+    from millstream.report import RunReport
+    from millstream.task import TaskName
+
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 Start = str | Iterable[str] | None
 
 #: Chunks that wait for the reader of a stream before tasks have to.
@@ -49,45 +78,79 @@ class RunOptions(TypedDict, total=False):
     context: Context[Any] | Mapping[str, Any] | None  #: a context to use, or a mapping that is copied into one
     deps: Any  #: an object that tasks reach as ``ctx.deps``
     metadata: Mapping[str, Any] | None  #: facts about the run, ``ctx.metadata``
+    targets: Iterable[str] | None  #: run these tasks, and what they depend on, alone
+    trace: bool  #: keep every task run for the report
     timeout: float | None  #: seconds for the whole run
     run_id: str | None  #: the id of the run; made up without it
 
 
-class Registered:
-    """A task of a flow, with its parameters compiled."""
+class FlowTask(Task[P, R]):
+    """A task as part of one flow: ``flow[name]``. ``>>``, ``&`` and ``|`` add edges to that flow."""
 
-    __slots__ = ("_planned", "binding", "task")
+    def __init__(self, flow: Flow, task: Task[P, R]) -> None:
+        self.__dict__.update(task.__dict__)
+        self.origin = task
+        self.flow = flow
 
-    def __init__(self, task: Task[..., Any]) -> None:
-        # Reading signatures takes a large module, which is loaded with the first task.
-        from millstream.binding import Binding
+    def submit(  # type: ignore[override]  # of this very flow
+        self,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[Any]:
+        """Submit a call to this flow; see ``Flow.submit``."""
+        return self.flow.submit(self, *args, depends_on=depends_on, call_key=call_key, **kwargs)
 
-        self.task = task
-        self.binding = Binding(task.name, task.fn)
-        self._planned: Planned | None = None
+    def __rshift__(self, other: TaskGroup | FlowTask[..., Any]) -> Any:
+        """``a >> b``: b depends on a; ``a >> (b | c)``: a may choose b or c. Returns the right side."""
+        return TaskGroup(self.flow, (self,)) >> other
 
-    def planned(self, executors: Executors) -> Planned:
-        """Return how runs call it; found out once."""
-        if self._planned is None:
-            self._planned = Planned(self, executors.get(self.task.options.executor))
-        return self._planned
+    def __and__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
+        """``a & b``: both."""
+        return TaskGroup(self.flow, (self,)) & other
+
+    def __or__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
+        """``a | b``: one of them, as what comes before chooses."""
+        return TaskGroup(self.flow, (self,)) | other
 
 
-class Planned:
-    """A registered task as one run calls it: what ``engine.run.Planned`` asks for."""
+class TaskGroup:
+    """Several tasks of one flow, at one end of an edge: ``a & b``, or ``a | b`` for a choice."""
 
-    __slots__ = ("collects", "executor", "invoke", "is_async", "name", "refuse", "timeout")
+    def __init__(self, flow: Flow, tasks: tuple[Task[..., Any], ...], sign: str | None = None) -> None:
+        self.flow, self.tasks, self._sign = flow, tasks, sign
 
-    def __init__(self, registered: Registered, executor: Executor) -> None:
-        binding, task = registered.binding, registered.task
-        adapted = executor.adapt(task.name, task.fn, binding.takes_context)
-        self.name = task.name
-        self.timeout = task.options.timeout
-        self.executor = executor
-        self.is_async = binding.is_async
-        self.refuse = binding.refuse
-        self.collects = binding.collects
-        self.invoke = binding.invoke if adapted is task.fn else type(binding)(task.name, task.fn, adapted).invoke
+    def _with(self, other: TaskGroup | FlowTask[..., Any], sign: str) -> TaskGroup:
+        right = self._checked(other)
+        if {self._sign, right._sign} - {None, sign}:
+            raise TypeError("Tasks are combined by & or by |, not by both: connect them in two steps.")
+        return TaskGroup(self.flow, (*self.tasks, *right.tasks), sign)
+
+    def _checked(self, other: object) -> TaskGroup:
+        if not isinstance(other, TaskGroup | FlowTask):
+            raise TypeError(f"An edge is between tasks of a flow, flow[name], not with {other!r}.")
+        if other.flow is not self.flow:
+            raise ValueError("An edge is between tasks of one flow: both sides must be flow[name] of the same flow.")
+        return other if isinstance(other, TaskGroup) else TaskGroup(self.flow, (other,))
+
+    def __and__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
+        return self._with(other, "&")
+
+    def __or__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
+        return self._with(other, "|")
+
+    def __rshift__(self, other: TaskGroup | FlowTask[..., Any]) -> Any:
+        from millstream.config.edges import Edge
+
+        right = self._checked(other)
+        self.flow._connect(
+            Edge(before.name, after.name, right._sign == "|") for before in self.tasks for after in right.tasks
+        )
+        return other
+
+    def __repr__(self) -> str:
+        return f"<{f' {self._sign or chr(38)} '.join(task.name for task in self.tasks)}>"
 
 
 class Flow:
@@ -101,7 +164,13 @@ class Flow:
         name: what the flow is called in messages and logs.
         max_workers: number of workers, for an executor that the flow creates.
         max_parallel: task runs of one run that are under way at once, over all its executors.
+        limits: names, and how many attempts may hold each at once or a ``Rate`` of starts, over all
+            runs of the flow; tasks name what they hold in ``uses``.
+        on_error: what a failed task means. ``"raise"``: the run ends, and raises it. ``"continue"``:
+            what does not depend on it goes on, the results of what succeeded come back, and the
+            report tells the rest. ``"log"``: the same, and failures are logged.
         max_task_runs: end a run that schedules more task runs with ``TaskRunLimitError``.
+        hooks: instances of ``Hook``, which are told of everything that happens in runs.
         entry: name of the task that a run starts with when none is named.
         logger: where the flow logs; ``millstream`` by default.
 
@@ -111,7 +180,8 @@ class Flow:
 
     _numbers: ClassVar[count[int]] = count(1)
     _OPTIONS: ClassVar[tuple[str, ...]] = (
-        "executor", "context", "name", "max_workers", "max_parallel", "max_task_runs", "entry", "logger",
+        "executor", "context", "name", "max_workers", "max_parallel", "limits", "on_error", "max_task_runs", "hooks",
+        "entry", "logger",
     )  # fmt: skip
     _ALIASES: ClassVar[Mapping[str, str]] = {"backend": "executor", "max_steps": "max_task_runs"}
 
@@ -123,7 +193,10 @@ class Flow:
         name: str | None = None,
         max_workers: int | None = None,
         max_parallel: int | None = None,
+        limits: Mapping[str, int | Rate] | None = None,
+        on_error: OnError = "raise",
         max_task_runs: int | None = None,
+        hooks: Iterable[Hook] = (),
         entry: str | None = None,
         logger: logging.Logger | None = None,
         **unknown: Any,
@@ -138,6 +211,8 @@ class Flow:
             raise TypeError(f"Flow(entry=...) takes the name of a task, not {entry!r}.")
         if logger is not None and not isinstance(logger, logging.Logger | logging.LoggerAdapter):
             raise TypeError(f"Flow(logger=...) takes a logging.Logger, not {logger!r}.")
+        if on_error not in ("raise", "continue", "log"):
+            raise ValueError(f"Flow(on_error=...) is 'raise', 'continue' or 'log', not {on_error!r}.")
         self._name = name or f"flow-{next(self._numbers)}"
         self._executors = Executors(executor, max_workers)
         self._shared_context = context
@@ -145,12 +220,26 @@ class Flow:
         self._max_task_runs = None if max_task_runs is None else check_count(max_task_runs, "max_task_runs")
         self._entry = entry
         self._logger = logger or logging.getLogger("millstream")
+        self._on_error: OnError = on_error
+        self._hooks = check_hooks(hooks)
+        self._limits_given = check_limits(limits)
+        self._settings: dict[str, Any] = {
+            "executor": executor, "max_workers": max_workers, "max_parallel": max_parallel, "on_error": on_error,
+            "max_task_runs": max_task_runs, "entry": entry, "logger": logger, "context": context,
+            "hooks": self._hooks, "limits": self._limits_given,
+        }  # fmt: skip
         self._clock = Clock()
+        self._limits = Limits(self._limits_given, self._clock)
+        self._teller = Teller(self._hooks, self._logger)
         # Guarded by _lock: everything below.
         self._lock = threading.Lock()
-        self._tasks: dict[str, Registered] = {}
-        self._tasks_in_use = False  # runs read _tasks: the next change makes a copy of it
+        self._registry = Registry(self._name)
         self._runs: set[FlowRun] = set()
+        self._newest: weakref.ref[FlowRun] | None = None  # the run that was started last
+        self._record: RunRecord | None = None  # what became of it, once it has ended
+        self._callables: weakref.WeakKeyDictionary[Any, tuple[Planned, Any]] = weakref.WeakKeyDictionary()
+        self._session: Session | None = None  # the one that a ``with`` block has opened
+        self._entered: list[Token[Any]] = []
         self._context: Context[Any] | None = context
         self._context_used = False  # the newest run has it
         self._closed = False
@@ -170,22 +259,37 @@ class Flow:
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
         """The tasks by name, in the order of their registration; a read-only copy."""
-        return MappingProxyType({name: registered.task for name, registered in self._tasks.items()})
+        return MappingProxyType(dict(self._registry.tasks))
 
-    def __getitem__(self, name: str) -> Task[..., Any]:
-        """``flow[name]`` is the task of that name.
+    @property
+    def dependencies(self) -> Mapping[str, tuple[str, ...]]:
+        """What each task depends on, by name: declared, connected and inferred; a read-only copy."""
+        with self._lock:
+            return MappingProxyType(dict(self._registry.dependencies))
+
+    @property
+    def routes(self) -> Mapping[str, tuple[str, ...]]:
+        """What the tasks that choose may choose, by name; a read-only copy."""
+        with self._lock:
+            return MappingProxyType(dict(self._registry.routes))
+
+    def __getitem__(self, name: str) -> FlowTask[..., Any]:
+        """``flow[name]`` is the task of that name, as part of this flow.
 
         Raises:
             TaskNotFoundError: there is none.
         """
-        if name not in self._tasks:
-            raise TaskNotFoundError(name, self._tasks)
-        return self._tasks[name].task
+        tasks = self._registry.tasks
+        if name not in tasks:
+            raise TaskNotFoundError(name, tasks)
+        return FlowTask(self, tasks[name])
 
     @overload
     def task(self, name: F, /) -> F: ...
     @overload
-    def task(self, name: str | None = None, *, replace: bool = False, **options: Any) -> Callable[[F], F]: ...
+    def task(
+        self, name: str | None = None, *, replace: bool = False, **options: Unpack[TaskOptions]
+    ) -> Callable[[F], F]: ...
     def task(self, name: Any = None, *, replace: bool = False, **options: Any) -> Any:
         """Register a function as a task; it is returned unchanged.
 
@@ -202,7 +306,9 @@ class Flow:
 
         return register
 
-    def add_task(self, name: str, action: Callable[..., Any], *, replace: bool = False, **options: Any) -> None:
+    def add_task(
+        self, name: str, action: Callable[..., Any], *, replace: bool = False, **options: Unpack[TaskOptions]
+    ) -> None:
         """Register ``action`` under ``name``.
 
         A name that is registered again is replaced, with a ``DuplicateTaskWarning`` unless it is the
@@ -212,7 +318,7 @@ class Flow:
             name: any text without ``#``.
             action: a function, coroutine function, generator function or other callable.
             replace: replace an older task of the name without a warning.
-            options: ``executor``, ``timeout`` (seconds per attempt), ``description``.
+            options: as ``Options`` says: ``depends_on``, ``routes``, ``timeout``, ``retries``, ``executor`` …
 
         Raises:
             TypeError, ValueError: a bad name, action or option.
@@ -228,29 +334,140 @@ class Flow:
         """
         if not isinstance(task, Task):
             raise TypeError(f"flow.add takes a Task made by @task or TaskBase, not {task!r}: use flow.add_task.")
-        self._register(task, replace)
+        self._register(task.origin, replace)
+
+    def connect(self, *edges: str | Iterable[Any]) -> None:
+        """Add edges: as text, or as pairs of names.
+
+        ``flow.connect("extract >> (clean & enrich) >> load")``: ``>>`` is a dependency, ``&`` is both, and
+        ``a >> (b | c)`` makes b and c routes of a. Names that are not registered yet are looked up when the
+        flow first runs.
+
+        Raises:
+            ConfigError: the text is no edges; it says where.
+        """
+        from millstream.config.edges import edges_of
+
+        for each in edges:
+            self._connect(edges_of(each))
+
+    def _connect(self, edges: Iterable[Edge]) -> None:
+        edges = list(edges)
+        with self._lock:
+            self._refuse_closed()
+            self._writable().connect(edges)
+
+    def _writable(self) -> Registry:
+        """Return the registry to change: a copy if runs read the one there is. Under the lock."""
+        if self._registry.in_use:
+            self._registry = self._registry.copy()
+        return self._registry
+
+    def validate(self) -> None:
+        """Check the edges, and what parameters are filled with; runs check the edges by themselves.
+
+        Raises:
+            ExceptionGroup: every problem: no tasks, names of no task, functions of another flow, circles
+                of dependencies (``CycleError`` has the path), parameters of dependants that nothing fills.
+        """
+        with self._lock:
+            registry = self._registry
+            found = registry.problems() if registry.tasks else [FlowError(self._no_tasks())]
+            if not found:
+                found = registry.unfilled()
+        if found:
+            raise ExceptionGroup(f"Flow {self._name} has {len(found)} problems", found)
+
+    def _no_tasks(self) -> str:
+        return f"Flow {self._name} has no tasks: register one with @flow.task."
+
+    def subgraph(self, targets: Iterable[TaskName]) -> Flow:
+        """Return a new flow of ``targets`` and all that they depend on, with the settings of this one.
+
+        Raises:
+            TaskNotFoundError: a target is no task of this flow.
+        """
+        names = self._target_names(targets)
+        with self._lock:
+            _, inside = self._registry.part(names)
+            kept = {name: self._registry.resolved_task(name) for name in self._registry.tasks if name in inside}
+            outside = frozenset(self._registry.tasks) - inside
+        return self._with_tasks(kept, outside)
+
+    def override(self, tasks: Mapping[str, Any] | None = None, /, **more: Any) -> Flow:
+        """Return a new flow with other functions in place of some tasks; edges and options stay.
+
+        Args:
+            tasks: what replaces a task, by name: a callable, or a constant that is its output.
+            more: the same for names that are identifiers.
+
+        Raises:
+            TaskNotFoundError: a name is no task of this flow.
+        """
+        given = {**(tasks or {}), **more}
+        with self._lock:
+            registry = self._registry
+            for name in given:
+                if name not in registry.tasks:
+                    raise TaskNotFoundError(name, registry.tasks)
+            kept = {
+                name: registry.resolved_task(name, stand_in(given[name]) if name in given else None)
+                for name in registry.tasks
+            }
+        return self._with_tasks(kept, frozenset())
+
+    def _with_tasks(self, tasks: Mapping[str, Task[..., Any]], outside: frozenset[str]) -> Flow:
+        entry = self._entry if self._entry in tasks else None
+        flow = Flow(name=self._name, **(self._settings | {"entry": entry}))
+        flow._registry = Registry(self._name, tasks, (), outside | self._registry.outside)
+        return flow
+
+    def _target_names(self, targets: Iterable[TaskName]) -> list[str]:
+        names = []
+        for each in task_names(targets, f"targets of {self._name}"):
+            if isinstance(each, str):
+                names.append(each)
+            else:
+                found = [name for name, task in self._registry.tasks.items() if task.fn is getattr(each, "fn", each)]
+                if not found:
+                    raise TaskNotFoundError(name_of(each), self._registry.tasks)
+                names += found
+        if not names:
+            raise ValueError(f"targets of {self._name} is empty: name at least one task, or leave it out.")
+        return names
 
     def _register(self, task: Task[..., Any], replace: bool) -> None:
         self._executors.check(task.options.executor)
-        registered = Registered(task)
-        if registered.binding.is_async and task.options.executor in ("thread", "process"):
-            raise TypeError(
-                f"Task {task.name} is async, and executor={task.options.executor!r} cannot await it: "
-                "leave executor out, and an event loop does."
-            )
+        self._check_for_flow(task)
         with self._lock:
             self._refuse_closed()
-            old = self._tasks.get(task.name)
-            if self._tasks_in_use:
-                self._tasks, self._tasks_in_use = dict(self._tasks), False
-            self._tasks[task.name] = registered
-        if old is not None and not replace and not same_function(old.task.fn, task.fn):
+            old = self._registry.tasks.get(task.name)
+            self._writable().add(task)
+        if old is not None and not replace and not same_function(old.fn, task.fn):
             warnings.warn(
                 f"Task {task.name} of {self._name} was registered before: the new function replaces the old "
                 "one (replace=True says that this is meant).",
                 DuplicateTaskWarning,
                 stacklevel=_outside(),
             )
+
+    def _check_for_flow(self, task: Task[..., Any]) -> None:
+        """Refuse options that this flow cannot serve."""
+        if task.options.executor in ("thread", "process"):
+            from millstream.binding import is_async
+
+            if is_async(task.fn):
+                raise TypeError(
+                    f"Task {task.name} is async, and executor={task.options.executor!r} cannot await it: "
+                    "leave executor out, and an event loop does."
+                )
+        for name in task.options.uses:
+            if name not in self._limits_given:
+                given = ", ".join(self._limits_given) or "none"
+                raise ValueError(
+                    f"Task {task.name} uses the limit {name}, which {self._name} does not have: it has {given}; "
+                    f"write Flow(limits={{{name!r}: 2}})."
+                )
 
     # ---- running ------------------------------------------------------------------------------------
 
@@ -260,12 +477,15 @@ class Flow:
         """Run the flow and wait for it.
 
         Args:
-            start_task_id: the task to start with, or several. Without it the flow's entry, or its
+            start_task_id: the task to start with, or several. Without it the flow's entry; else, when
+                there are edges, every task that depends on nothing and is nobody's route; else the
                 only task.
             inputs: set in the context one by one, and given to the first task (to each of several).
             context: a ``Context`` to use, or a mapping that is copied into a fresh one.
             deps: an object that tasks reach as ``ctx.deps``.
             metadata: facts about the run; ``ctx.metadata``.
+            targets: run these tasks and what they depend on, and no others.
+            trace: keep every attempt of every task run for ``report.trace``.
             timeout: seconds for the whole run.
             run_id: the id of the run; made up without it.
 
@@ -351,6 +571,230 @@ class Flow:
         stream = Stream(check_count(buffer, "buffer"), attached=True)
         return AsyncChunks(self._start(start_task_id, inputs, options, stream=stream, loop=running_loop()), owns=True)
 
+    # ---- submitted calls ----------------------------------------------------------------------------
+
+    def session(
+        self,
+        run_id: str | None = None,
+        *,
+        context: Context[Any] | Mapping[str, Any] | None = None,
+        deps: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        trace: bool = False,
+    ) -> Session:
+        """Open a run to which calls are submitted, for a ``with`` block; see ``Session``.
+
+        The arguments are those of ``run``.
+        """
+        options: RunOptions = {
+            "run_id": run_id, "context": context, "deps": deps, "metadata": metadata, "timeout": timeout, "trace": trace,
+        }  # fmt: skip
+        run = self._new_run((), options, graph=None, stream=Stream(BUFFER, attached=False), keep=True, kind=Session)
+        assert isinstance(run, Session), "that kind was asked for"
+        self._under_way(run)
+        run.begin_session(self._submit_to, timeout)
+        return run
+
+    @overload
+    def submit(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        /,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[R]: ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[..., R],
+        /,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[R]: ...
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[Any]:
+        """Submit a call of ``fn``: to the run whose task this is called in, or to that of the ``with`` block.
+
+        Args:
+            fn: a ``Task`` or any callable. A parameter ``ctx`` (or one annotated ``Context``) that is given
+                no argument takes the context.
+            args: what it is called with. A handle, also in a list, tuple or dict, is replaced by the value of
+                its call, which is waited for.
+            depends_on: further calls that must have ended before.
+            call_key: names the call for a resume; needs a store.
+            kwargs: as ``args``.
+
+        Returns:
+            A ``TaskHandle``, which is a ``concurrent.futures.Future`` and can be awaited.
+
+        Raises:
+            FlowError: there is no open run, or a handle belongs to another one.
+        """
+        item: Any = current_run.get()
+        if item is not None and item.run.plan.owner() is self:
+            return self._submit_to(item.run, fn, args, kwargs, depends_on, call_key)
+        with self._lock:
+            session = self._session
+            opens = session is None and bool(self._entered)
+        if opens:
+            session = self.session()
+            with self._lock:
+                if self._session is None:
+                    self._session = session
+                else:
+                    session.shut()
+                    session = self._session
+        if session is None:
+            raise FlowError(
+                f"Calls of {self._name} are submitted inside 'with flow:', 'with flow.session() as session:' or a task."
+            )
+        return self._submit_to(session, fn, args, kwargs, depends_on, call_key)
+
+    def _submit_to(
+        self,
+        run: FlowRun,
+        fn: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        depends_on: Iterable[TaskHandle[Any]],
+        call_key: str | None,
+    ) -> TaskHandle[Any]:
+        if call_key is not None:
+            raise ValueError(
+                f"Flow {self._name} has no store, so call_key={call_key!r} would do nothing: leave it out."
+            )
+        planned, binding = self._callable(fn)
+        return submit_call(run, planned, binding, args, kwargs, depends_on)
+
+    def _callable(self, fn: Any) -> tuple[Planned, Any]:
+        """Return how a submitted callable is called; found out once for each function and task."""
+        from millstream.binding import Binding
+
+        if not callable(fn):
+            raise TypeError(f"Flow {self._name} can be given a Task or a callable to submit, not {fn!r}.")
+        key = fn.origin if isinstance(fn, Task) else getattr(fn, "__code__", None)
+        known = self._callables.get(key) if key is not None else None
+        if known is None:
+            task = fn.origin if isinstance(fn, Task) else Task(name_of(fn), fn)
+            self._executors.check(task.options.executor)
+            self._check_for_flow(task)
+            binding = Binding(task.fn)
+            known = Planned(task, binding, self._executors.get(task.options.executor)), binding
+            if key is not None:
+                self._callables[key] = known
+        elif not isinstance(fn, Task) and known[0].adapted is not fn:
+            # Another closure of the same code.
+            known = known[0].with_function(fn), known[1]
+        return known
+
+    # ---- many runs ----------------------------------------------------------------------------------
+
+    def run_many(
+        self,
+        items: Iterable[Mapping[str, Any] | Context[Any] | None],
+        start_task_id: Start = None,
+        *,
+        max_concurrent: int = 1,
+        **options: Unpack[RunOptions],
+    ) -> Iterator[FlowRun]:
+        """Run the flow once for each item; yield the runs in order, as they have ended.
+
+        The items are pulled as the runs are taken, so there may be endlessly many. Leaving the loop cancels
+        what is under way. What failed is raised by ``result()`` of its run.
+
+        Args:
+            items: the inputs of each run, or a ``Context`` for it.
+            start_task_id: as ``run``.
+            max_concurrent: runs that are under way at once.
+            options: as ``run``.
+        """
+        check_count(max_concurrent, "max_concurrent")
+        under_way: deque[FlowRun] = deque()
+        try:
+            for item in items:
+                under_way.append(self._one_of_many(item, start_task_id, options, loop=None))
+                if len(under_way) >= max_concurrent:
+                    under_way[0].wait()
+                    yield under_way.popleft()
+            while under_way:
+                under_way[0].wait()
+                yield under_way.popleft()
+        finally:
+            for run in under_way:
+                run.cancel()
+            for run in under_way:
+                run.abandon()
+
+    async def arun_many(
+        self,
+        items: Iterable[Mapping[str, Any] | Context[Any] | None]
+        | AsyncIterable[Mapping[str, Any] | Context[Any] | None],
+        start_task_id: Start = None,
+        *,
+        max_concurrent: int = 1,
+        **options: Unpack[RunOptions],
+    ) -> AsyncIterator[FlowRun]:
+        """Run the flow as ``run_many`` does, for ``async for``, from an (asynchronous) iterable of items."""
+        check_count(max_concurrent, "max_concurrent")
+        loop = running_loop()
+        under_way: deque[FlowRun] = deque()
+        try:
+            async for item in _each(items):
+                under_way.append(self._one_of_many(item, start_task_id, options, loop=loop))
+                if len(under_way) >= max_concurrent:
+                    await under_way[0].ended()
+                    yield under_way.popleft()
+            while under_way:
+                await under_way[0].ended()
+                yield under_way.popleft()
+        finally:
+            for run in under_way:
+                run.cancel()
+            for run in under_way:
+                await run.ended()
+
+    def _one_of_many(self, item: Any, start: Start, options: RunOptions, loop: Any) -> FlowRun:
+        inputs = None
+        if isinstance(item, Context):
+            options = {**options, "context": item}
+        elif item is None or isinstance(item, Mapping):
+            inputs = item
+        else:
+            raise TypeError(f"run_many of {self._name} takes mappings of inputs, or contexts, not {item!r}.")
+        return self._start(start, inputs, options, keep=True, loop=loop, driven=loop is None)
+
+    # ---- reports ------------------------------------------------------------------------------------
+
+    def report(self, run_id: str | None = None) -> RunReport:
+        """Return the report of a run: of the newest one, or of the one with that id.
+
+        Raises:
+            UnknownRunError: it is neither under way nor the newest.
+        """
+        with self._lock:
+            run = next((run for run in self._runs if run.id == run_id), None)
+            newest = None if self._newest is None else self._newest()
+            record = self._record
+        if run is None and newest is not None and run_id in (None, newest.id):
+            run = newest
+        if run is not None:
+            return run.report()
+        if record is None or run_id not in (None, record.id):
+            raise UnknownRunError(run_id, self._name)
+        return record.report()
+
     def cancel_all(self) -> None:
         """Cancel every run of this flow that is under way; returns at once."""
         with self._lock:
@@ -382,7 +826,7 @@ class Flow:
             self._context = self._shared_context
             self._context_used = False
             if not keep_tasks:
-                self._tasks, self._tasks_in_use = {}, False
+                self._registry = Registry(self._name)
 
     # ---- closing ------------------------------------------------------------------------------------
 
@@ -402,11 +846,27 @@ class Flow:
     def __enter__(self) -> Self:
         with self._lock:
             self._refuse_closed()
+            self._entered.append(current_flow.set(self))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for background runs after a normal end, cancel them after an exception; then close."""
+    def _leave(self) -> Session | None:
+        """The ``with`` block is over: return the session that it has opened, if any."""
+        with self._lock:
+            token = self._entered.pop() if self._entered else None
+            session, self._session = self._session, None
+        if token is not None:
+            try:
+                current_flow.reset(token)
+            except ValueError:  # it was entered in another context (an asynchronous fixture)
+                current_flow.set(None)
+        return session
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Wait for calls and background runs after a normal end, cancel them after an exception; then close."""
+        session = self._leave()
         try:
+            if session is not None:
+                session.__exit__(kind, *error)
             if kind is None:
                 with self._lock:
                     runs = list(self._runs)
@@ -420,10 +880,13 @@ class Flow:
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._lock:
-            runs = list(self._runs)
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        session = self._leave()
         try:
+            if session is not None:
+                await session.__aexit__(kind, *error)
+            with self._lock:
+                runs = list(self._runs)
             for run in runs:
                 if kind is not None or run.has_reader:
                     run.cancel()
@@ -432,7 +895,7 @@ class Flow:
             self.close()
 
     def __repr__(self) -> str:
-        return f"<Flow {self._name}: {len(self._tasks)} tasks{', closed' if self._closed else ''}>"
+        return f"<Flow {self._name}: {len(self._registry.tasks)} tasks{', closed' if self._closed else ''}>"
 
     # ---- inside ---------------------------------------------------------------------------------------
 
@@ -440,6 +903,8 @@ class Flow:
         """``run`` has ended."""
         with self._lock:
             self._runs.discard(run)
+            if self._newest is not None and self._newest() is run:
+                self._record = run.record
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -457,70 +922,127 @@ class Flow:
         driven: bool = False,
     ) -> FlowRun:
         """Check everything, then make a run and begin it."""
-        caller = current_run.get()
-        if caller is not None and caller.given_up:
-            raise TaskCancelledError(caller.id)
-        for option in options.keys() - RunOptions.__annotations__.keys():
-            refuse_option(f"A run of {self._name}", option, tuple(RunOptions.__annotations__), {"input": "inputs"})
         values = None if inputs is None else copied_inputs(inputs, f"A run of {self._name}")
-        timeout, run_id = options.get("timeout"), options.get("run_id")
-        check_limit(timeout, f"a run of {self._name}")
-        if run_id is not None and not isinstance(run_id, str):
-            raise TypeError(f"The id of a run is a string, not {run_id!r}.")
-        if run_id == "":
-            raise ValueError("The id of a run is empty: give it one, or leave run_id out.")
+        targets = options.get("targets")
+        names = None if targets is None else self._target_names(targets)
         with self._lock:
             self._refuse_closed()
-            plan = Plan(self)
-            self._tasks_in_use = True
-        requests = [NextTask(name, values, spawn_another=True) for name in self._starts(start, plan)]
-        for request in requests:  # refused before anything has changed
-            plan.check(request)
-        context = self._context_for_run(options)
-        if values:
-            context.from_dict(values)
-        run = FlowRun(
-            run_id or f"{self._name}-{os.urandom(6).hex()}",
-            plan,
-            context,
+            registry = self._registry
+            graph, inside = (registry.graph(), None) if names is None else registry.part(names)
+            registry.in_use = True
+        starts = self._starts(start, registry, graph, inside)
+        requests = [NextTask(name, values, spawn_another=True) for name in starts]
+        if graph is not None:
+            graph = graph.rooted([graph.number[name] for name in starts if name in graph.number])
+        run = self._new_run(
+            requests,
+            options,
+            graph=graph,
+            inside=inside,
             stream=stream,
-            keep_results=stream is None if keep is None else keep,
+            keep=keep,
             loop=loop,
+            driven=driven,
+            values=values,
         )
-        plan.begin(driven)
-        with self._lock:
-            self._runs.add(run)
-        if self._executors.uses_pool:
-            _cancel_at_exit(self)
+        self._under_way(run)
         try:
-            run.begin(requests, timeout)
+            run.begin(requests, options.get("timeout"))
         except BaseException:  # Ctrl-C can strike while threads are started
             run.cancel()
             raise
         return run
 
-    def _starts(self, start: Start, plan: Plan) -> list[str]:
+    def _new_run(
+        self,
+        requests: Iterable[NextTask],
+        options: RunOptions,
+        *,
+        graph: Graph | None,
+        inside: frozenset[str] | None = None,
+        stream: Stream | None = None,
+        keep: bool | None = None,
+        loop: Any = None,
+        driven: bool = True,
+        values: Mapping[str, Any] | None = None,
+        kind: type[FlowRun] = FlowRun,
+    ) -> FlowRun:
+        """Check the options, and make a run that has not begun."""
+        caller = current_run.get()
+        if caller is not None and caller.given_up:
+            raise TaskCancelledError(caller.id)
+        for option in options.keys() - RunOptions.__annotations__.keys():
+            refuse_option(f"A run of {self._name}", option, tuple(RunOptions.__annotations__), {"input": "inputs"})
+        run_id, trace = options.get("run_id"), options.get("trace", False)
+        check_limit(options.get("timeout"), f"a run of {self._name}")
+        if run_id is not None and not isinstance(run_id, str):
+            raise TypeError(f"The id of a run is a string, not {run_id!r}.")
+        if run_id == "":
+            raise ValueError("The id of a run is empty: give it one, or leave run_id out.")
+        if trace is not True and trace is not False:
+            raise TypeError(f"A run takes trace=True or False, not {trace!r}.")
+        with self._lock:
+            self._refuse_closed()
+            self._registry.in_use = True
+            plan = Plan(self, self._registry, graph, inside)
+        plan.check(requests)
+        context = self._context_for_run(options)
+        if values:
+            context.from_dict(values)
+        run = kind(
+            run_id or f"{self._name}-{os.urandom(6).hex()}",
+            plan,
+            context,
+            stream=stream,
+            keep_results=stream is None if keep is None else keep,
+            trace=trace,
+            loop=loop,
+        )
+        plan.begin(driven)
+        return run
+
+    def _under_way(self, run: FlowRun) -> None:
+        with self._lock:
+            self._runs.add(run)
+            self._newest, self._record = weakref.ref(run), None
+        if self._executors.uses_pool:
+            _cancel_at_exit(self)
+
+    def _starts(
+        self, start: Start, registry: Registry, graph: Graph | None, inside: frozenset[str] | None
+    ) -> list[str]:
         """Return the names of the tasks to start with."""
         if isinstance(start, Mapping):
             raise TypeError("The first argument of a run is the name of a task; pass a mapping as inputs= or context=.")
+        if start is None and inside is not None:
+            assert graph is not None, "targets make a graph"
+            return [graph.names[root] for root in graph.roots]
         if start is None:
             start = self._entry
+        if start is None and graph is not None:
+            return [graph.names[root] for root in graph.roots] or self._no_start(registry)
         if start is None:
-            names = list(plan.known())
-            if len(names) == 1:
-                return names
-            if not names:
-                raise FlowError(f"Flow {self._name} has no tasks: register one with @flow.task.")
-            raise FlowError(f"Say which task of {self._name} a run starts with, or set entry=: {', '.join(names)}.")
+            return list(registry.tasks) if len(registry.tasks) == 1 else self._no_start(registry)
         if isinstance(start, bytes) or not isinstance(start, str | Iterable):
             raise TypeError(f"A run starts with the name of a task, or several, not with {start!r}.")
         names = [start] if isinstance(start, str) else list(start)
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"A run starts with the name of a task, not with {name!r}.")
+            if inside is not None and name in registry.tasks and name not in inside:
+                raise ValueError(
+                    f"A run of {self._name} cannot start with {name}: none of its targets depends on that."
+                )
         if not names:
             raise ValueError(f"A run of {self._name} needs at least one task to start with.")
         return names
+
+    def _no_start(self, registry: Registry) -> NoReturn:
+        if not registry.tasks:
+            raise FlowError(self._no_tasks())
+        raise FlowError(
+            f"Say which task of {self._name} a run starts with, or set entry=: {', '.join(registry.tasks)}."
+        )
 
     def _context_for_run(self, options: RunOptions) -> Context[Any]:
         """Return the context that a run uses, which is from now on the flow's newest."""
@@ -551,13 +1073,20 @@ class Flow:
 class Plan:
     """A flow as of the start of one run: what ``engine.run.Plan`` asks for."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, registry: Registry, graph: Graph | None, inside: frozenset[str] | None) -> None:
         self.flow = flow._name
+        self.owner = weakref.ref(flow)
         self.clock = flow._clock
         self.logger = flow._logger
         self.max_task_runs = flow._max_task_runs
         self.max_parallel = flow._max_parallel
-        self._tasks = flow._tasks
+        self.on_error = flow._on_error
+        self.limits = flow._limits
+        self.teller = flow._teller
+        self.submit = flow._submit_to
+        self.graph = graph
+        self._inside = inside
+        self._registry = registry
         self._executors = flow._executors
         self._driven = False
         self._blocks: Any = None  #: the loop that this run blocks
@@ -572,19 +1101,41 @@ class Plan:
             blocked_loops.append(self._blocks)
 
     def find(self, name: str) -> Planned | None:
-        registered = self._tasks.get(name)
-        return None if registered is None else registered.planned(self._executors)
+        return self._registry.planned(name, self._executors)
 
     def known(self) -> Iterable[str]:
-        return self._tasks
+        return self._registry.tasks
 
-    def check(self, request: NextTask) -> None:
-        """Refuse a start that names no task, or lacks an input."""
-        planned = self.find(request.id)
-        if planned is None:
-            raise TaskNotFoundError(request.id, self._tasks)
-        if planned.refuse is not None:
-            planned.refuse(request)
+    def has(self, name: str) -> bool:
+        """Whether an edge may lead to a task in this run."""
+        return name in (self._registry.tasks if self._inside is None else self._inside)
+
+    def check(self, requests: Iterable[NextTask]) -> None:
+        """Refuse starts that name no task, or lack an input that nothing could fill."""
+        starts = {request.id for request in requests}
+        for request in requests:
+            planned = self.find(request.id)
+            if planned is None:
+                raise TaskNotFoundError(request.id, self._registry.tasks)
+            for name in planned.required if planned.required else ():
+                if (
+                    name != "payload"
+                    and not (request.inputs and name in request.inputs)
+                    and not self._comes(name, starts)
+                ):
+                    raise BindingError(request.id, name, request.inputs or ())
+                if name == "payload" and request.inputs is None and not self._needs(request.id):
+                    raise BindingError(request.id, name, ())
+
+    def _needs(self, name: str) -> tuple[str, ...]:
+        return self._registry.dependencies[name]
+
+    def _comes(self, name: str, starts: set[str]) -> bool:
+        """Whether a task is part of a run with these starts."""
+        graph = self.graph
+        if graph is None or name not in graph.number:
+            return False
+        return graph.number[name] in graph.after(graph.number[start] for start in starts if start in graph.number)
 
     def workers(self, executor: Executor | None, is_async: bool, loop: Any) -> Workers:
         """Return the workers of ``executor``, or of an event loop when it cannot await."""
@@ -611,6 +1162,28 @@ class Plan:
             blocked_loops.remove(self._blocks)
         for executor in self._own:
             executor.shutdown(wait=False)
+
+
+async def _each(items: Any) -> AsyncIterator[Any]:
+    """Iterate over an asynchronous or a plain iterable."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+def stand_in(value: Any) -> Callable[..., Any]:
+    """Return what replaces a task: a callable as it is, anything else as the function that gives it."""
+    if callable(value):
+        return value.fn if isinstance(value, Task) else value  # type: ignore[no-any-return]
+
+    def constant() -> Any:
+        return value
+
+    setattr(constant, CONSTANT, True)
+    return constant
 
 
 def same_function(old: Any, new: Any) -> bool:

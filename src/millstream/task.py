@@ -9,20 +9,45 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
-from millstream.errors import TaskCancelledError
+from millstream.errors import FlowError, TaskCancelledError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor as FuturesExecutor
 
+    from millstream.engine.session import TaskHandle
     from millstream.executors.base import Executor
+    from millstream.policies import Backoff, Retry, RetryOn
     from millstream.values import StreamChunk
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+
+OnDepFailure: TypeAlias = Literal["fail", "skip", "run-anyway"]
+#: How one task names another: by its name, as the function that was registered, or as a ``Task``.
+TaskName: TypeAlias = "str | Callable[..., Any]"
+
+#: Set on a function that stands for a plain value (``flow.override``).
+CONSTANT = "__millstream_constant__"
 
 #: Names that mean something to binding, so that no task may be inferred from a parameter of them.
 RESERVED_PARAMETERS = frozenset({"ctx", "context", "inputs", "payload", "upstream", "item", "index"})
@@ -40,6 +65,8 @@ class CurrentRun(Protocol):
     @property
     def run_id(self) -> str: ...
     @property
+    def attempt(self) -> int: ...
+    @property
     def given_up(self) -> bool: ...
     @property
     def cancelled(self) -> bool: ...
@@ -47,10 +74,16 @@ class CurrentRun(Protocol):
     def deadline(self) -> float | None: ...
     def now(self) -> float: ...
     def emit(self, chunk: StreamChunk) -> None: ...
+    def submit(
+        self, fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], depends_on: Any, call_key: str | None
+    ) -> TaskHandle[Any]: ...
 
 
 #: The task run whose code is executing; None outside of task code.
 current_run: ContextVar[CurrentRun | None] = ContextVar("millstream.current_run", default=None)
+
+#: What ``task.submit`` outside of task code submits to: the flow of the innermost ``with flow:``.
+current_flow: ContextVar[Any] = ContextVar("millstream.current_flow", default=None)
 
 
 class CurrentTask:
@@ -87,7 +120,7 @@ class CurrentTask:
     @property
     def attempt(self) -> int:
         """The number of this attempt, 1 for the first."""
-        return 1
+        return 1 if self._run is None else self._run.attempt
 
     @property
     def deadline(self) -> float | None:
@@ -129,6 +162,28 @@ def current_task() -> CurrentTask:
     return CurrentTask(current_run.get())
 
 
+class TaskOptions(TypedDict, total=False):
+    """The options of a task, for type checkers; ``Options`` says what they mean."""
+
+    executor: str | Executor | FuturesExecutor | None
+    timeout: float | None
+    description: str | None
+    depends_on: Iterable[TaskName] | None
+    routes: Iterable[TaskName] | None
+    on_dep_failure: OnDepFailure
+    for_each: str | None
+    retry: Retry | None
+    retries: int | None
+    max_attempts: int | None
+    backoff: Backoff | None
+    backoff_base: float | None
+    backoff_max: float | None
+    retry_on: RetryOn | None
+    max_parallel: int | None
+    uses: Iterable[str]
+    priority: int
+
+
 class Options:
     """The options of a task, checked where they enter.
 
@@ -137,15 +192,39 @@ class Options:
             executor object. None: where the flow calls its tasks.
         timeout: seconds that one attempt may take.
         description: one sentence for people.
+        depends_on: tasks that must finish before it starts, as names or functions. None: those whose
+            names its required parameters bear; ``[]``: none.
+        routes: tasks that it may choose to run next, as names or functions.
+        on_dep_failure: what happens to it when something that it depends on has failed: ``"fail"``,
+            ``"skip"`` or ``"run-anyway"``.
+        for_each: the name of a dependency, or a path such as ``"$ctx.rows"``: it is called for each
+            item of that, and its output is the list of what it returned.
+        retry: how often it is tried, and how long it waits in between; or, in short:
+        retries: attempts after the first one; or ``max_attempts``, with the first one.
+        backoff: ``"none"``, ``"linear"`` or ``"exponential"``, with ``backoff_base`` and ``backoff_max``
+            in seconds.
+        retry_on: the exception classes after which it is tried again.
+        max_parallel: task runs of it that are under way at once, in one run of the flow; with
+            ``for_each``, items.
+        uses: names of limits of the flow that each attempt holds.
+        priority: a higher one starts earlier.
 
     Raises:
         TypeError, ValueError: a bad value; an unknown option is refused with the nearest of ours.
     """
 
-    __slots__ = ("description", "executor", "timeout")
-    NAMES: ClassVar[tuple[str, ...]] = ("executor", "timeout", "description")
+    __slots__ = (
+        "depends_on", "description", "executor", "for_each", "max_parallel", "on_dep_failure", "policy", "priority",
+        "routes", "timeout", "uses",
+    )  # fmt: skip
+    NAMES: ClassVar[tuple[str, ...]] = (
+        "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "retry", "retries",
+        "max_attempts", "backoff", "backoff_base", "backoff_max", "retry_on", "max_parallel", "uses", "priority",
+    )  # fmt: skip
     #: Options of other libraries, and ours for them.
-    ALIASES: ClassVar[Mapping[str, str]] = {"backend": "executor", "timeout_s": "timeout"}
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        "backend": "executor", "timeout_s": "timeout", "deps": "depends_on", "limits": "uses",
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -154,6 +233,20 @@ class Options:
         executor: str | Executor | FuturesExecutor | None = None,
         timeout: float | None = None,
         description: str | None = None,
+        depends_on: Iterable[TaskName] | None = None,
+        routes: Iterable[TaskName] | None = None,
+        on_dep_failure: OnDepFailure = "fail",
+        for_each: str | None = None,
+        retry: Retry | None = None,
+        retries: int | None = None,
+        max_attempts: int | None = None,
+        backoff: Backoff | None = None,
+        backoff_base: float | None = None,
+        backoff_max: float | None = None,
+        retry_on: RetryOn | None = None,
+        max_parallel: int | None = None,
+        uses: Iterable[str] = (),
+        priority: int = 0,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -161,11 +254,42 @@ class Options:
         check_limit(timeout, f"task {name}")
         if description is not None and not isinstance(description, str):
             raise TypeError(f"The description of task {name} is a string, not {description!r}.")
+        if on_dep_failure not in ("fail", "skip", "run-anyway"):
+            raise ValueError(
+                f"Task {name} takes on_dep_failure='fail', 'skip' or 'run-anyway', not {on_dep_failure!r}."
+            )
+        if for_each is not None and not isinstance(for_each, str):
+            raise TypeError(
+                f"Task {name} takes for_each as a path such as '$ctx.rows' or the name of a dependency, "
+                f"not {for_each!r}."
+            )
+        if max_parallel is not None:
+            check_count(max_parallel, f"max_parallel of task {name}")
         self.executor, self.timeout, self.description = executor, timeout, description
+        self.depends_on = None if depends_on is None else task_names(depends_on, f"depends_on of task {name}")
+        self.routes = None if routes is None else task_names(routes, f"routes of task {name}")
+        self.on_dep_failure, self.for_each, self.max_parallel = on_dep_failure, for_each, max_parallel
+        self.uses = limit_names(uses, f"uses of task {name}")
+        self.priority = check_priority(priority, f"task {name}")
+        self.policy = None
+        given = (retry, retries, max_attempts, backoff, backoff_base, backoff_max, retry_on)
+        if any(value is not None for value in given):
+            from millstream.policies import Retry
+
+            self.policy = Retry.of(
+                name,
+                retry=retry,
+                retries=retries,
+                max_attempts=max_attempts,
+                backoff=backoff,
+                backoff_base=backoff_base,
+                backoff_max=backoff_max,
+                retry_on=retry_on,
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as keyword arguments."""
-        return {name: getattr(self, name) for name in self.NAMES}
+        """Return the options as keyword arguments, those of retrying as one ``retry``."""
+        return {"retry": self.policy} | {name: getattr(self, name) for name in self.__slots__ if name != "policy"}
 
 
 class Task(Generic[P, R]):
@@ -177,18 +301,64 @@ class Task(Generic[P, R]):
         options: how it is run.
     """
 
-    def __init__(self, name: str, fn: Callable[P, R], **options: Any) -> None:
+    def __init__(self, name: str, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
         check_name(name)
         if not callable(fn):
             raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
         self.name = name
         self.fn = fn
         self.options = Options(name, **options)
+        self.origin: Task[..., Any] = self  #: the task that this is a view of; see ``flow[name]``
         functools.update_wrapper(self, fn, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function as it is."""
         return self.fn(*args, **kwargs)
+
+    @overload
+    def submit(
+        self: Task[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[T]: ...
+    @overload
+    def submit(
+        self,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[R]: ...
+    def submit(
+        self,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[Any]:
+        """Submit a call: to the run whose task this is called in, or to the flow of the ``with`` block around.
+
+        Args:
+            args: what the function is called with; a handle is replaced by the value of its call.
+            depends_on: further calls that must have ended before.
+            call_key: names the call for a resume; needs a store.
+            kwargs: as ``args``.
+
+        Raises:
+            FlowError: there is no run to submit to, or a handle belongs to another one.
+        """
+        run = current_run.get()
+        if run is not None:
+            return run.submit(self, args, kwargs, depends_on, call_key)
+        flow = current_flow.get()
+        if flow is None:
+            raise FlowError(
+                f"Task {self.name} can be submitted inside 'with Flow() as flow:' or inside a task; elsewhere use "
+                "session.submit(task, ...)."
+            )
+        return flow.submit(self, *args, depends_on=depends_on, call_key=call_key, **kwargs)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -197,7 +367,7 @@ class Task(Generic[P, R]):
 @overload
 def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def task(name: str | None = None, /, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(name: str | None = None, /, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(fn: Any = None, /, **options: Any) -> Any:
     """Make a ``Task`` of a function, at module level, for ``flow.add``.
 
@@ -254,8 +424,68 @@ class TaskBase:
         self = super().__new__(cls)
         if not callable(getattr(self, "run", None)):
             raise TypeError(f"{cls.__name__} needs a method run.")
-        options = {name: getattr(cls, name) for name in Options.NAMES if hasattr(cls, name)}
+        options = {name: _as_given(getattr(cls, name)) for name in Options.NAMES if hasattr(cls, name)}
         return Task(cls.name or cls.__name__, self.run, **options)
+
+
+def _as_given(value: Any) -> Any:
+    """Undo what attribute access makes of an option: ``retry_on = (A, B)`` is a tuple, a function is a function."""
+    return getattr(value, "__func__", value)
+
+
+def task_names(names: Any, whose: str) -> tuple[TaskName, ...]:
+    """Return a checked list of names and functions.
+
+    Raises:
+        TypeError: it is no list, or has something else in it.
+    """
+    if isinstance(names, str | bytes | Mapping) or callable(names) or not isinstance(names, Iterable):
+        raise TypeError(f"{whose} is a list of names or functions, not {names!r}.")
+    found = tuple(dict.fromkeys(names))
+    for name in found:
+        if not isinstance(name, str) and not callable(name):
+            raise TypeError(f"{whose} is a list of names or functions, and has {name!r}.")
+    return found
+
+
+def limit_names(names: Any, whose: str) -> tuple[str, ...]:
+    """Return a checked list of names of limits.
+
+    Raises:
+        TypeError: it is no list of strings.
+    """
+    if isinstance(names, str | bytes | Mapping) or not isinstance(names, Iterable):
+        raise TypeError(f"{whose} is a list of names of limits, not {names!r}.")
+    found = tuple(dict.fromkeys(names))
+    for name in found:
+        if not isinstance(name, str):
+            raise TypeError(f"{whose} is a list of names of limits, and has {name!r}.")
+    return found
+
+
+def check_priority(priority: object, whose: str) -> int:
+    """Refuse a priority that is no whole number.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"The priority of {whose} is a whole number, not {priority!r}.")
+    return priority
+
+
+def check_count(value: object, what: str) -> int:
+    """Refuse a limit that is no whole number from 1 on.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} is a whole number, not {value!r}.")
+    if value < 1:
+        raise ValueError(f"{what} is at least 1, not {value}.")
+    return value
 
 
 def name_of(fn: Any) -> str:

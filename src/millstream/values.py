@@ -41,6 +41,7 @@ class NextTask:
         inputs: values for the parameters of that task, by name; copied.
         spawn_another: start a further task run even while one of that task is pending or running.
             Without it such a request coalesces with the one under way.
+        priority: a higher one starts earlier; the task's own when None.
         join: start once, after every other task run scheduled by the same list and all that they
             schedule in turn; its ``upstream`` is the list of its siblings' outputs.
 
@@ -48,7 +49,7 @@ class NextTask:
         TypeError: a value of the wrong type.
     """
 
-    __slots__ = ("id", "inputs", "join", "spawn_another")
+    __slots__ = ("id", "inputs", "join", "priority", "spawn_another")
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class NextTask:
         spawn_another: bool = False,
         *,
         join: bool = False,
+        priority: int | None = None,
     ) -> None:
         if not isinstance(id, str):
             raise TypeError(f"NextTask takes the name of a task, not {id!r}.")
@@ -66,27 +68,27 @@ class NextTask:
             raise TypeError(f"NextTask({id!r}) takes spawn_another=True or False, not {spawn_another!r}.")
         if join is not True and join is not False:
             raise TypeError(f"NextTask({id!r}) takes join=True or False, not {join!r}.")
+        if priority is not None and (priority is True or priority is False or not isinstance(priority, int)):
+            raise TypeError(f"NextTask({id!r}) takes priority as a whole number, not {priority!r}.")
         self.id = id
         self.inputs = inputs
         self.spawn_another = spawn_another
         self.join = join
+        self.priority = priority
 
     def __repr__(self) -> str:
         said = [repr(self.id)]
         if self.inputs is not None:
             said.append(f"inputs={self.inputs!r}")
         said += [f"{flag}=True" for flag in ("spawn_another", "join") if getattr(self, flag)]
+        if self.priority is not None:
+            said.append(f"priority={self.priority}")
         return f"NextTask({', '.join(said)})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NextTask):
             return NotImplemented
-        return (self.id, self.inputs, self.spawn_another, self.join) == (
-            other.id,
-            other.inputs,
-            other.spawn_another,
-            other.join,
-        )
+        return all(getattr(self, slot) == getattr(other, slot) for slot in NextTask.__slots__)
 
     __hash__ = None  # type: ignore[assignment]  # it holds a mutable mapping
 
@@ -132,6 +134,15 @@ class StreamChunk(NamedTuple):
 
     task_id: str  #: id of the task run that it comes from, such as ``count#2``
     value: Any
+
+
+class Items:
+    """What a task gives that is to be mapped: the items, each of which becomes a task run."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
 
 
 def copied_inputs(inputs: Any, whose: str) -> dict[str, Any]:

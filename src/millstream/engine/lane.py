@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping
 from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.clock import Timer
+from millstream.engine.ready import Ready
 from millstream.engine.scheduler import Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
 from millstream.executors.base import Worker, Workers
 from millstream.task import current_run
-from millstream.values import NextTask, Status, StreamChunk, TaskOutput
+from millstream.values import Items, NextTask, Status, StreamChunk, TaskOutput
 
 if TYPE_CHECKING:
     from millstream.engine.run import FlowRun
+    from millstream.policies import Retry
+    from millstream.engine.record import Failure
+    from millstream.engine.session import TaskHandle
 
-PENDING, RUNNING, ABANDONED = Status.PENDING, Status.RUNNING, Status.ABANDONED
+PENDING, RUNNING = Status.PENDING, Status.RUNNING
+ABANDONED, CANCELLED = Status.ABANDONED, Status.CANCELLED
 
 #: How long one worker pulls a list of requests before it serves what it has, in seconds, and how
 #: many requests at most: together they keep the number of requests pulled ahead small.
@@ -39,21 +44,36 @@ PLAIN = frozenset({type(None), bool, int, float, str, bytes, dict, set})
 class RunTask(TaskState):
     """A task of one run: the scheduler's state, and how it is called."""
 
-    __slots__ = ("invoke", "lane", "run", "timeout")
+    __slots__ = (
+        "attempt", "began", "ended", "failure", "invoke", "lane", "output", "retry", "routes", "run", "timeout", "watched",
+    )  # fmt: skip
 
     run: FlowRun
     lane: Lane
     invoke: Callable[[Any, Any], Any]
     timeout: float | None
+    retry: Retry | None
+    routes: tuple[str, ...] | None
+    watched: bool  #: the driver must be told when an attempt begins, and has more to do when it ends
+    # For the report:
+    attempt: int  #: of the newest run, once it has begun
+    began: float | None  #: when the first run began
+    ended: float | None  #: when the newest run that is over ended
+    output: Any  #: of the newest run that succeeded
+    failure: Failure | None  #: the first one
 
 
 class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
-    __slots__ = ("limit", "timer")
+    __slots__ = ("calls", "limit", "since", "timer", "where")
+
+    calls: int  #: how many calls it has submitted; not set before the first
 
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
     timer: Timer  #: what will say so
+    since: float  #: when the attempt began; set only for a task that is watched
+    where: str  #: the thread or loop that calls it; set only for a trace
 
     @property
     def run(self) -> FlowRun:
@@ -74,12 +94,12 @@ class Item(TaskRun):
     @property
     def given_up(self) -> bool:
         """Whether what it does from now on must change nothing."""
-        return self.status is ABANDONED or self.run.finished
+        return self.status is ABANDONED or self.status is CANCELLED or self.run.finished
 
     @property
     def cancelled(self) -> bool:
         """Whether it was told to stop."""
-        return self.status is ABANDONED or self.run.stopping
+        return self.status is ABANDONED or self.status is CANCELLED or self.run.stopping
 
     @property
     def deadline(self) -> float | None:
@@ -91,6 +111,11 @@ class Item(TaskRun):
 
     def emit(self, chunk: StreamChunk) -> None:
         self.run.emit(self, chunk)
+
+    def submit(
+        self, fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], depends_on: Any, call_key: str | None
+    ) -> TaskHandle[Any]:
+        return self.run.plan.submit(self.run, fn, args, kwargs, depends_on, call_key)
 
 
 class HandedOn(Exception):  # noqa: N818 - it is no error, and never leaves this module
@@ -109,9 +134,9 @@ class Steps:
 
     __slots__ = ("generator", "variables")
 
-    def __init__(self, generator: Generator[Any, None, Any]) -> None:
+    def __init__(self, generator: Generator[Any, None, Any], variables: Variables) -> None:
         self.generator = generator
-        self.variables = copy_context()
+        self.variables = variables
 
     def close(self) -> None:
         """Let the generator run its ``finally``."""
@@ -169,7 +194,7 @@ class Lane:
         self.workers = workers
         self.capacity, self.burst = workers.capacity, workers.burst
         self.on_loop = on_loop
-        self.ready: deque[Item] = deque()  #: filled by the scheduler, taken from without a lock
+        self.ready = Ready()  #: filled by the scheduler, taken from without a lock
         self.feeds: deque[Feed] = deque()  #: lists to be pulled when nothing is ready
         # Guarded by the monitor of the run: active, wanted, crew.
         self.active = 0  #: workers that are here and not waiting
@@ -222,7 +247,8 @@ class Lane:
         # The hot loop. It holds the monitor once per task run, to report, and never waits for it.
         run = self.run
         context, report, enter = run.context, run.settle, current_run.set
-        monitor, take, queue = run.monitor, self.ready.popleft, worker.queue
+        ready, monitor, queue = self.ready, run.monitor, worker.queue
+        take = ready.plain.popleft
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         stream = run.stream_buffer
         item = task = result = output = requests = None
@@ -231,9 +257,11 @@ class Lane:
                 try:
                     item = take()
                 except IndexError:
-                    if self._pull() or self._stay(worker):
-                        continue
-                    return
+                    item = ready.take()
+                    if item is None:
+                        if self._pull() or self._stay(worker):
+                            continue
+                        return
                 worker.item = item
                 task = item.task
                 enter(item)
@@ -242,8 +270,8 @@ class Lane:
                         item.begin()
                         if run.stopping:
                             raise TaskCancelledError(item.id)
-                        if task.timeout is not None:
-                            run.arm(item)
+                        if task.watched:
+                            run.began(item)
                         # What a task does to context variables must not be seen by the next one.
                         result = copy_context().run(task.invoke, item, context)
                     else:
@@ -279,13 +307,13 @@ class Lane:
         finally:
             # The traceback of a task's error keeps the task's frame, that frame keeps this one, and
             # this one would keep the run, which keeps the error: a circle.
-            del self, run, context, report, monitor, take, locked, unlock, posted, later, stream
+            del self, run, context, report, ready, monitor, take, locked, unlock, posted, later, stream
             del item, task, result, output, requests
 
     def _stay(self, worker: Worker) -> bool:
         """Nothing is ready. Look again under the lock, and leave only if that is still so."""
         with self.run.monitor:
-            if (self.ready or self.feeds) and not worker.dismissed:
+            if (len(self.ready) or self.feeds) and not worker.dismissed:
                 return True
             self.leave(worker)
         return False
@@ -317,7 +345,7 @@ class Lane:
             HandedOn: the task run goes on elsewhere, or later.
         """
         if isinstance(result, types.GeneratorType):
-            result = Steps(result)
+            result = Steps(result, variables_of(item))
         if isinstance(result, Steps):
             result = self._iterate(item, result)
         if isinstance(result, (types.AsyncGeneratorType, Coroutine)):
@@ -326,7 +354,15 @@ class Lane:
         return self.outcome(item, result)
 
     def outcome(self, item: Item, result: Any) -> tuple[Any, Any]:
-        """Return output and requests of a value. An iterable is pulled once, to know if it is empty."""
+        """Return output and requests of a value. An iterable is pulled once, to know if it is empty.
+
+        Raises:
+            HandedOn: it is mapped over items, which go on.
+        """
+        if type(result) is Items:
+            if self.run.spread(item, result.items):
+                raise HandedOn
+            return [], None
         if isinstance(result, TaskOutput):
             output, requests = result.output, result.next_tasks
         elif isinstance(result, NextTask):
@@ -402,7 +438,7 @@ class Lane:
                 if self._pull() or self._stay(worker):
                     continue
                 return None
-            if not self.wanted and (self.ready or self.feeds):
+            if not self.wanted and (len(self.ready) or self.feeds):
                 # Should what we await suspend, another pump takes the next one meanwhile.
                 monitor.post(run.dispatch, None)
             task = item.task
@@ -413,8 +449,8 @@ class Lane:
                     item.begin()
                     if run.stopping:
                         raise TaskCancelledError(item.id)
-                    if task.timeout is not None:
-                        run.arm(item)
+                    if task.watched:
+                        run.began(item)
                     result = task.invoke(item, context)
                 elif run.stopping:
                     close_unawaited(result)
@@ -423,7 +459,7 @@ class Lane:
                     result = self._iterate_async(item, result)
                 if type(result) is types.CoroutineType or isinstance(result, Coroutine):
                     # What a task does to context variables must not be seen by the next one.
-                    variables = copy_context()
+                    variables = variables_of(item)
                     try:
                         awaited = variables.run(result.send, None)
                     except StopIteration as end:
@@ -433,6 +469,8 @@ class Lane:
                 output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
                 if stream is not None and stream.full:
                     await run.wait_for_room_async()
+            except HandedOn:
+                pass
             except BaseException as error:  # whatever a task raises is an outcome of it
                 if not run.coroutine_failed(worker, item, error):
                     return self._go(worker)
@@ -457,6 +495,12 @@ class Lane:
                     await run.wait_for_room_async()
         finally:
             await generator.aclose()
+
+
+def variables_of(item: Item) -> Variables:
+    """Return the context variables that a task run goes on in: those of its worker, or of who submitted it."""
+    submitted: Variables | None = getattr(item.extra, "variables", None)
+    return copy_context() if submitted is None else submitted
 
 
 @types.coroutine

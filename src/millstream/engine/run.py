@@ -1,10 +1,10 @@
-"""``FlowRun``: drives the state machine of one run; status, result, cancel, stream.
+"""``FlowRun``: drives the state machine of one run; status, result, cancel, stream, report.
 
 Everything that changes the state of a run is a *step* done under the monitor of its context: a
 worker reports an outcome, a timer fires, somebody cancels. A step asks the scheduler, stores what a
-task gave, and puts off to after the lock whatever might block or run a user's code. The loops that
-workers run are in ``lane``. May import: everything in engine, executors.base, task, binding, context,
-values, errors; never the flow.
+task gave, tells of what happened, and puts off to after the lock whatever might block or run a user's
+code. The loops that workers run are in ``lane``, waiting is in ``waiting``. May import: everything in
+engine, executors.base, task, binding, context, events, report, policies, values, errors; never the flow.
 """
 
 from __future__ import annotations
@@ -12,39 +12,60 @@ from __future__ import annotations
 import logging
 import os.path
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from millstream.context import Context
 from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
-from millstream.engine.scheduler import Scheduler, Scope, TaskRun
+from millstream.engine.limits import Limits
+from millstream.engine.record import Failure, RunRecord, record_of
+from millstream.engine.scheduler import Call, Coalesced, OnDepFailure, Place, Scheduler, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
+from millstream.engine.tell import END, Teller
+from millstream.engine.waiting import GRACE, Waiting
 from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
     DeadlockError,
+    DependencyFailedError,
     ExecutorLostError,
+    FlowClosedError,
     FlowError,
+    RouteError,
     RunCancelledError,
     RunTimeoutError,
     TaskCancelledError,
     TaskFailedError,
     TaskTimeoutError,
 )
-from millstream.executors.base import Worker, Workers, here
-from millstream.task import check_wait, current_run
+from millstream.events import (
+    Event,
+    RunEndEvent,
+    RunStartEvent,
+    TaskCoalescedEvent,
+    TaskFailureEvent,
+    TaskRetryEvent,
+    TaskSkipEvent,
+    TaskStartEvent,
+    TaskSuccessEvent,
+    shown,
+)
+from millstream.executors.base import Worker, Workers
+from millstream.graph import Graph
+from millstream.policies import Retry
+from millstream.report import ErrorReport, RunReport, TaskTrace
+from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
 
-RUNNING, ABANDONED = Status.RUNNING, Status.ABANDONED
-
-#: How long a run that is ending waits for the code of its tasks to stop, in seconds. What has not
-#: stopped by then is abandoned: it cannot change anything any more.
-GRACE = 0.5
+RUNNING, SUCCESS, ABANDONED = Status.RUNNING, Status.SUCCESS, Status.ABANDONED
+FAILED, CANCELLED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.SKIPPED
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
+
+OnError = Literal["raise", "continue", "log"]
 
 
 class Planned(Protocol):
@@ -53,10 +74,20 @@ class Planned(Protocol):
     name: str
     timeout: float | None
     is_async: bool
+    adapted: Callable[..., Any]  #: the function, or what its executor calls in its place
     invoke: Callable[[Any, Any], Any]
-    refuse: Callable[[NextTask], None] | None
+    expand: Callable[[Any, Any], Any] | None  #: for a task that is mapped: gives its ``Items``
+    required: tuple[str, ...]
     collects: bool
     executor: Any  #: an executor of ``executors.base``
+    node: int | None
+    on_dep_failure: OnDepFailure
+    max_parallel: int | None
+    uses: tuple[str, ...]
+    priority: int
+    retry: Retry | None
+    routes: tuple[str, ...] | None
+    payload: Callable[[Any], Any]  #: what a router that chooses a bare name sends along
 
 
 class Plan(Protocol):
@@ -67,14 +98,20 @@ class Plan(Protocol):
     logger: logging.Logger
     max_task_runs: int | None
     max_parallel: int | None
+    on_error: OnError
+    limits: Limits
+    teller: Teller
+    graph: Graph | None
 
     def find(self, name: str) -> Planned | None: ...
     def known(self) -> Iterable[str]: ...
+    def has(self, name: str) -> bool: ...
     def workers(self, executor: Any, is_async: bool, loop: Any) -> Workers: ...
+    def submit(self, run: Any, fn: Any, args: Any, kwargs: Any, depends_on: Any, call_key: str | None) -> Any: ...
     def ended(self, run: FlowRun) -> None: ...
 
 
-class FlowRun:
+class FlowRun(Waiting):
     """One execution of a flow. Made by ``flow.start``; awaitable.
 
     Attributes:
@@ -90,6 +127,7 @@ class FlowRun:
         *,
         stream: Stream | None = None,
         keep_results: bool = True,
+        trace: bool = False,
         loop: Any = None,
     ) -> None:
         self.id = id
@@ -101,6 +139,7 @@ class FlowRun:
         self.scheduler = Scheduler(
             self._meet,
             known=plan.known,
+            graph=plan.graph,
             max_task_runs=plan.max_task_runs,
             max_parallel=plan.max_parallel,
             make=Item,
@@ -110,18 +149,34 @@ class FlowRun:
         self.deadline: float | None = None
         self.stopping = False  #: nothing new starts, and what runs is told
         self.finished = False  #: nothing changes any more
+        self.announced = False  #: everybody who waits for the end was told
+        self.open = False  #: calls can still be submitted from outside
+        self.is_session = False  #: calls are submitted from outside: one that fails stops no other one
+        self.unasked: dict[Any, BaseException] = {}  #: failures of calls that nobody asked for yet
+        self.fed_from_outside = 0  #: 1 while somebody outside may submit calls or set values
+        self.owner: threading.Thread | None = None  #: whose work that is
+        self.failures = 0  #: task runs that failed and did not end the run
+        self.trace: list[TaskTrace] | None = [] if trace else None
+        self.met: list[RunTask] = []  #: every task that it has heard of
+        self.record: RunRecord | None = None  #: what became of it, after the end
+        self.began_at = self.clock.now()
+        self.ended_at: float | None = None
+        self._wall = time.time() - self.began_at  # what turns the clock's time into that of the world
+        self._wants = plan.teller.wanted()
         self._loop = loop
         self._lanes: dict[tuple[int, bool], Lane] = {}
         self._results: dict[str, Any] | None = {} if keep_results else None
         self._errors: list[BaseException] = []
         self._error: BaseException | None = None
         self._status = self._status_at_end = RUNNING
+        self._called: dict[Planned, RunTask] = {}  # tasks of submitted calls
         self._driven: list[Workers] = []  # those that work in the thread that waits
         self._timers: list[Timer] = []
         self.idle_readers: list[Idle] = []  # tasks that wait for a chunk of this run
         self.idle_waiters: list[Idle] = []  # tasks that wait for its end
         self.nested: set[FlowRun] = set()  #: runs that tasks of this one wait for
         self._growing: dict[TaskRun, Scope] = {}  # lists of generator tasks that have not ended
+        self._late: dict[TaskRun, tuple[TaskRun, float]] = {}  # attempts that wait for the code of the one before
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self.blocked = self._attach()
@@ -176,7 +231,13 @@ class FlowRun:
         check_wait(timeout, f"run {self.id}")
         if timeout is None:
             self.drive(lambda: self.finished, self.idle_waiters)
-        return self.finished or self.sleep(self._on_end, self.idle_waiters, timeout)
+        return self.announced or self.sleep(self._on_end, self.idle_waiters, timeout)
+
+    def report(self) -> RunReport:
+        """Return what the run has done so far, one row a task; readable at any time, also after the end."""
+        with self.monitor:
+            record = record_of(self, None) if self.record is None else self.record
+        return record.report()
 
     def cancel(self) -> None:
         """Stop: what is pending never starts, what runs is told. Returns at once; idempotent."""
@@ -194,6 +255,17 @@ class FlowRun:
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         return self._await_result().__await__()
+
+    async def _await_result(self) -> dict[str, Any]:
+        await self.ended()
+        return self.result()
+
+    def take_error(self, *, keep: bool = False) -> BaseException | None:
+        """Return what the end of the run raises, or None; forget it unless it is to be kept."""
+        error = self._error
+        if not keep:
+            self._error = None
+        return error
 
     def __repr__(self) -> str:
         scheduler = self.scheduler
@@ -213,9 +285,12 @@ class FlowRun:
         Raises:
             FlowError: they cannot be scheduled; the run has ended then.
         """
+        self.plan.teller.run_began()
         with self.monitor:
             if self.stopping:
                 return  # it was cancelled before it began
+            if RunStartEvent in self._wants:
+                self.tell(RunStartEvent(self.id, self.plan.flow, self.wall(self.began_at)))
             try:
                 self.scheduler.start(requests)
             except BaseException as error:
@@ -225,148 +300,7 @@ class FlowRun:
                 self.deadline = self.clock.now() + timeout
                 expire = partial(self._end_early, Status.FAILED, RunTimeoutError(self.id, timeout))
                 self._timers.append(self.clock.call_at(self.deadline, partial(self.monitor.post, expire)))
-            self.dispatch(None)
-
-    def drive(self, until: Callable[[], bool], idle_list: list[Idle]) -> None:
-        """Do the work that belongs to the waiting thread (the inline executor's), until ``until()``.
-
-        A task that waits so counts as idle in ``idle_list``, and lends its place when nothing is to
-        be done in this thread.
-        """
-        if not self._driven or until():
-            return
-        worker, item = self._place()
-        with self.monitor:
-            idle = None if until() else self._idle(item, idle_list)
-        try:
-            for workers in self._driven:
-                workers.drive(until, partial(self._lend, worker, item, None))
-        finally:
-            if idle is not None:
-                with self.monitor:
-                    self.blocked.active(idle)
-
-    def sleep(
-        self, register: Callable[[Callable[[], object]], bool], idle_list: list[Idle], timeout: float | None = None
-    ) -> bool:
-        """Sleep until the callable given to ``register`` is called; return False when time is up first.
-
-        ``register`` is called under the monitor and returns False to not sleep at all. A task that
-        sleeps here gives its place back, and counts as idle in ``idle_list``.
-        """
-        worker, item = self._place()
-        signal = threading.Lock()
-        signal.acquire()
-        with self.monitor:
-            if not register(signal.release):
-                return True
-            idle = self._idle(item, idle_list)
-        with self._lend(worker, item, idle):
-            return signal.acquire(timeout=-1 if timeout is None else timeout)
-
-    def _place(self) -> tuple[Worker | None, Any]:
-        """Return the worker whose thread this is and its task run, if the call comes from a task."""
-        self._refuse_own_task()
-        worker, item = here.worker, current_run.get()
-        return (worker, item) if worker is not None and worker.item is item else (None, None)
-
-    def _refuse_own_task(self) -> None:
-        """Raise when a task of this very run would wait for its end."""
-        item: Any = current_run.get()
-        if item is not None and item.run is self and not item.given_up:
-            raise DeadlockError([(item.id, f"the end of its own run {self.id}")])
-
-    def _idle(self, item: Item | None, idle_list: list[Idle]) -> Idle | None:
-        """Count a task run that waits for this run, if both use one context. Under the monitor."""
-        if item is None or item.run.blocked is not self.blocked or self.finished:
-            return None
-        idle = self.blocked.idle(item)
-        idle_list.append(idle)
-        self.blocked.check()
-        return idle
-
-    def _wake_idle(self, idle_list: list[Idle]) -> None:
-        """What they waited for is there. Under the monitor, in the step that brings it."""
-        for idle in idle_list:
-            self.blocked.active(idle)
-        idle_list.clear()
-
-    @contextmanager
-    def _lend(self, worker: Worker | None, item: Any, idle: Idle | None) -> Generator[None, None, None]:
-        """While a thread sleeps, others have its place: that of the task it calls, or in its pool."""
-        if worker is None:
-            with ExitStack() as stack:
-                for lane in list(self._lanes.values()):
-                    stack.enter_context(lane.workers.caller_waits())
-                yield
-            return
-        outer = item.run
-        with outer.monitor:
-            outer.suspend(worker)
-            outer.nested.add(self)
-        if outer.stopping:
-            self.cancel()
-        worker.give_back()
-        try:
-            yield
-        finally:
-            outer.nested.discard(self)
-            worker.take_back()
-            with item.run.monitor:
-                item.run.resume(worker)
-                if idle is not None:
-                    self.blocked.active(idle)
-
-    def take_error(self, *, keep: bool = False) -> BaseException | None:
-        """Return what the end of the run raises, or None; forget it unless it is to be kept."""
-        error = self._error
-        if not keep:
-            self._error = None
-        return error
-
-    def abandon(self) -> None:
-        """Cancel and wait for the end; for a reader that leaves. Never waits for long."""
-        if not self.finished:
-            self.cancel()
-            item: Any = current_run.get()
-            if item is not None and item.run is self:
-                return  # called by a task of this run, which ends when that task does
-            self.drive(lambda: self.finished, self.idle_waiters)
-            self._done.wait(2 * GRACE)  # not for ever: a destructor may be called anywhere
-
-    def interrupt(self) -> None:
-        """Ctrl-C: cancel and wait for the end; a second Ctrl-C ends the waiting at once."""
-        self.cancel()
-        self._done.wait(2 * GRACE)
-
-    # ---- the same on an event loop --------------------------------------------------------------
-
-    async def _await_result(self) -> dict[str, Any]:
-        await self.ended()
-        return self.result()
-
-    async def ended(self) -> None:
-        """Wait for the end without blocking the event loop."""
-        if not self.finished:
-            self._refuse_own_task()
-            await self.sleep_async(self._on_end)
-
-    def _on_end(self, wake: Callable[[], object]) -> bool:
-        if self.finished:
-            return False
-        self._callbacks.append(wake)
-        return True
-
-    async def sleep_async(self, register: Callable[[Callable[[], object]], bool]) -> None:
-        """Sleep until the callable given to ``register`` is called; it returns False to not sleep."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        signal = asyncio.Event()
-        with self.monitor:
-            sleeps = register(lambda: call_in(loop, signal.set))
-        if sleeps:
-            await signal.wait()
+            self._after()
 
     # ---- steps: every method from here on is called under the monitor, unless it says otherwise --
 
@@ -376,22 +310,28 @@ class FlowRun:
         ``lane`` is that of a worker that is going to look for work there next.
         """
         if item.status is not RUNNING:
-            return  # it was given up: what comes late changes nothing
+            self._came_late(item)  # it was given up: what comes late changes nothing
+            return
         scheduler, task = self.scheduler, item.task
         if task.timeout is not None:
             item.timer.cancel()
         joins, feed = False, None
-        if requests:
+        if requests or task.routes is not None:
             try:
+                if task.routes is not None:
+                    requests = self._routed(item, output, requests)
                 if type(requests) is list:
                     joins = scheduler.check(requests, item)
-                else:
-                    feed, requests = requests, None
+                elif requests:
+                    feed, requests = requests, ()
                     scheduler.check(feed.ahead, item)
             except Exception as error:  # what the flow cannot serve is the failure of who asked
                 self._explain(item, error)
-                self.failed(item, error)
+                self._fail(item, error, FAILED)
                 return
+        if type(item.extra) is Place:
+            self._settle_part(item, output, requests, joins, feed)
+            return
         name = task.name
         self.context._values[name] = output
         blocked = self.blocked
@@ -399,16 +339,20 @@ class FlowRun:
             blocked.satisfy(name, output)
         if self.stream_buffer is not None:
             self._push(StreamChunk(item.id, output))
+        task.output = output
+        task.ended = self.clock.now()
+        if task.watched:
+            self._watch_success(item, output)
         if feed is not None:
             feed.scope = scheduler.open_list(item)
-            scheduler.finished(item, output, None, False)
+            scheduler.finished(item, output, (), False)
             self.fed(feed, [], False, None)
         elif scheduler.finished(item, output, requests, joins) and self._results is not None:
             self._results[name if item.number == 1 else f"{name}#{item.number}"] = output
         if self._growing:
             self._close_list(item)
-        if scheduler.coalesced:
-            self._tell_coalesced()
+        if scheduler.outbox:
+            self._see_to_outbox()
         if lane is None or len(self._lanes) > 1:
             self.dispatch(lane)
         elif (
@@ -420,34 +364,76 @@ class FlowRun:
         if scheduler.under_way <= blocked.count:
             self._quiet()
 
-    def failed(self, item: Item, error: BaseException) -> None:
-        """A task run raised. The first failure ends the run."""
-        if item.status is not RUNNING:
-            return
-        timer = getattr(item, "timer", None)  # it may have been stopped before it was called
-        if timer is not None:
-            timer.cancel()
-            if item.limit is None:  # its time was up, and it was cancelled for that
-                error = TaskTimeoutError(item.id, item.task.timeout)
-        consequence = self.stopping and isinstance(error, TaskCancelledError | RunCancelledError)
-        if not consequence:
-            self._blame(error)
-        self.scheduler.failed(item, Status.CANCELLED if consequence else Status.FAILED)
-        self._close_list(item)
-        self._after()
+    def _settle_part(self, item: Item, output: Any, requests: Any, joins: bool, feed: Feed | None) -> None:
+        """An item of a map gave its output; the last one finishes the map."""
+        parent = item.extra.parent
+        self._watch_success(item, output)
+        if feed is not None:
+            feed.scope = self.scheduler.open_list(item)
+        self.scheduler.finished(item, output, requests, joins)
+        if feed is not None:
+            self.fed(feed, [], False, None)
+        if self._growing:
+            self._close_list(item)
+        outputs = self.scheduler.mapped(parent)
+        if outputs is not None:
+            self.settle(parent, outputs, None, None)
+        else:
+            self._after()
+
+    def _routed(self, item: Item, output: Any, requests: Any) -> Any:
+        """Return the requests of a task with routes: those that it made, or what its output says.
+
+        Raises:
+            RouteError: it chose what is none of its routes.
+        """
+        task = item.task
+        if requests is None and not item.requested:
+            chosen = choice_of(task.name, output, task.routes)
+            if chosen is None:
+                return None
+            planned = self.plan.find(task.name)
+            assert planned is not None, "it was called"
+            payload = planned.payload(item)
+            # What a run of ``targets=`` leaves out may be chosen, and does not run.
+            return [
+                NextTask(name, {"payload": payload if sent is NOTHING else sent})
+                for name, sent in chosen.items()
+                if self.plan.has(name)
+            ]
+        for request in requests if type(requests) is list else getattr(requests, "ahead", ()):
+            self._refuse_no_route(item, request)
+        return requests
+
+    def _refuse_no_route(self, item: Item, request: Any) -> None:
+        routes = item.task.routes
+        if routes is not None and isinstance(request, NextTask) and request.id not in routes:
+            raise RouteError(item.task.name, request.id, routes)
+
+    def spread(self, item: Item, items: list[Any]) -> bool:
+        """A task is mapped over items; False when there are none. Called with no lock held."""
+        with self.monitor:
+            if item.status is not RUNNING or self.stopping:
+                raise TaskCancelledError(item.id)
+            spread = self.scheduler.spread(item, items)
+            if self.scheduler.outbox:
+                self._see_to_outbox()
+            self.dispatch(None)
+        return spread
 
     def request(self, item: Item, request: NextTask) -> None:
         """A generator task yields a request. Called with no lock held; raises what refuses it."""
         with self.monitor:
             if item.status is not RUNNING or self.stopping:
                 return
+            self._refuse_no_route(item, request)
             scope = self._growing.get(item)
             if scope is None:
                 self.scheduler.check((request,))
                 scope = self._growing[item] = self.scheduler.open_list(item)
             self.scheduler.request(scope, request)
-            if self.scheduler.coalesced:
-                self._tell_coalesced()
+            if self.scheduler.outbox:
+                self._see_to_outbox()
             self.dispatch(None)
 
     def _close_list(self, item: TaskRun) -> None:
@@ -462,16 +448,15 @@ class FlowRun:
         lane = None
         try:
             for request in requests:
+                self._refuse_no_route(feed.owner, request)
                 scheduler.request(feed.scope, request)
                 lane = scheduler.tasks[request.id].lane  # type: ignore[attr-defined]
         except Exception as refused:  # what the flow cannot serve is the failure of who asked
             error = refused
-        if scheduler.coalesced:
-            self._tell_coalesced()
         if error is not None:
             error.add_note(f"While the next tasks of task run {feed.owner.id} were pulled (flow run {self.id}).")
             plain = isinstance(error, Exception) and not isinstance(error, SILENT)
-            self._blame(error if plain else as_failure(feed.owner.id, error))
+            self._note_failure(feed.owner.task, feed.owner, error if plain else as_failure(feed.owner.id, error))
         if ended or error is not None or self.stopping:
             self.monitor.later.append((feed.close, ()))
             scheduler.close_list(feed.scope)
@@ -480,18 +465,283 @@ class FlowRun:
             (lane or self._lane_of(feed)).feeds.append(feed)
         self._after()
 
+    # ---- attempts that fail ---------------------------------------------------------------------
+
+    def failed(self, item: Item, error: BaseException) -> None:
+        """A task run raised. It is tried again, or has failed."""
+        if item.status is not RUNNING:
+            self._came_late(item)
+            return
+        timer = getattr(item, "timer", None)  # it may have been stopped before it was called
+        if timer is not None:
+            timer.cancel()
+            if item.limit is None:  # its time was up, and it was cancelled for that
+                error = TaskTimeoutError(item.id, item.task.timeout)
+        withdrawn = isinstance(item.extra, Call) and item.extra.withdrawn
+        if (self.stopping or withdrawn) and isinstance(error, TaskCancelledError | RunCancelledError):
+            self._fail(item, error, CANCELLED)
+        elif not self._tries_again(item, error, FAILED):
+            self._fail(item, error, FAILED)
+
+    def _tries_again(self, item: Item, error: BaseException, status: Status) -> bool:
+        """Schedule the next attempt, if there is one."""
+        retry = item.task.retry
+        raised = error.__cause__ if type(error) is TaskFailedError and error.__cause__ is not None else error
+        if retry is None or self.stopping or not retry.again(raised, item.attempt):
+            return False
+        delay = retry.delay(item.attempt)
+        self._watch_failure(item, error, delay)
+        again: Any = self.scheduler.retry(item, status)
+        self._close_list(item)
+        if TaskRetryEvent in self._wants:
+            facts = (item.task.name, item.id, again.attempt)
+            self.tell(TaskRetryEvent(self.id, self.plan.flow, self.wall(), *facts, delay, error))
+        due = self.clock.now() + delay
+        if status is ABANDONED:
+            self._late[item] = (again, due)  # attempts never overlap: its code still goes on
+        else:
+            self._delay(again, due)
+        self._after()
+        return True
+
+    def _delay(self, item: TaskRun, due: float) -> None:
+        """An attempt waits for its time, with no worker."""
+        if due <= self.clock.now():
+            self.scheduler.due(item)
+        else:
+            self.monitor.later.append((self.clock.call_at, (due, partial(self.monitor.post, self._due, item))))
+
+    def _due(self, item: TaskRun) -> None:
+        if not self.stopping:
+            self.scheduler.due(item)
+            self._after()
+
+    def _came_late(self, item: Item) -> None:
+        """The code of an attempt that was given up has ended after all."""
+        waiting = self._late.pop(item, None)
+        if waiting is not None and not self.stopping:
+            self._delay(*waiting)
+            self._after()
+
+    def _fail(self, item: Item, error: BaseException, status: Status) -> None:
+        """A task run has failed for good, or was cancelled or given up."""
+        self._watch_failure(item, error, None)
+        if status is not CANCELLED:
+            self._note_failure(item.task, item, error)
+        self.scheduler.failed(item, status)
+        self._close_list(item)
+        if isinstance(item.extra, Call):
+            item.extra.fail(self, error)
+        elif type(item.extra) is Place:
+            self._map_failed(item.extra.parent, error, status)
+        self._after()
+
+    def _map_failed(self, item: Any, error: BaseException, status: Status) -> None:
+        """An item of a map failed: so does the map, and items that have not begun never do."""
+        parts = self.scheduler.unmap(item)
+        for part in parts:
+            self.scheduler.cancel(part)
+        users = [part for part in parts if part.task.uses]
+        if users:
+            self.monitor.later.append((self.plan.limits.give_back, (users,)))
+        if item.status is RUNNING:
+            self._fail(item, error, FAILED if status is ABANDONED else status)
+
+    def _note_failure(self, task: RunTask, item: Item | None, error: BaseException) -> None:
+        """Keep a failure for the report, and let it end the run if that is how it is to be."""
+        if task.failure is None:
+            task.failure = Failure(error)
+            self.monitor.later.append((task.failure.text, ()))
+        if isinstance(error, CONSEQUENCES):
+            self.failures += 1  # what failed is known already
+        else:
+            self._blame_task(item, error)
+
+    def _blame_task(self, item: Item | None, error: BaseException) -> None:
+        """A task has failed for good: what that means for the run."""
+        called = item is not None and isinstance(item.extra, Call)
+        if self.plan.on_error == "raise" and not called and not self.is_session:
+            self._blame(error)
+            return
+        self.failures += 1
+        if self.plan.on_error == "log":
+            self.monitor.later.append((log_failure, (self.plan.logger, self.id, item and item.id, error)))
+        elif self.plan.on_error == "raise" and not called:
+            self.unasked[item] = error
+
+    def _see_to_outbox(self) -> None:
+        """Do what the scheduler leaves to the driver."""
+        scheduler, plan = self.scheduler, self.plan
+        while scheduler.outbox:
+            said, scheduler.outbox = scheduler.outbox, []
+            for entry in said:
+                if isinstance(entry, TaskRun):
+                    self.monitor.later.append((plan.limits.ask, (entry,)))
+                elif isinstance(entry, Settled):
+                    self._settled_early(entry)
+                elif isinstance(entry, Coalesced):
+                    self.monitor.later.append((self._warn_coalesced, (entry,)))
+                else:
+                    self._blame(entry)
+
+    def granted(self, item: Item) -> None:
+        """The limits that a task run uses were taken for it."""
+        if self.scheduler.granted(item):
+            self._after()
+        else:
+            self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
+
+    def _settled_early(self, entry: Settled) -> None:
+        """A task run, or a task that was expected, ended without a worker."""
+        task: Any = entry.task
+        run: Any = entry.run
+        id = task.name if run is None else run.id
+        task.ended = self.clock.now()
+        if entry.status is SKIPPED:
+            if TaskSkipEvent in self._wants:
+                self.tell(TaskSkipEvent(self.id, self.plan.flow, self.wall(), task.name, id, entry.reason))
+        elif entry.error is not None and TaskFailureEvent in self._wants:
+            facts = (task.name, id, 0, 0.0, entry.error, False, None)
+            self.tell(TaskFailureEvent(self.id, self.plan.flow, self.wall(), *facts))
+        if entry.error is not None:
+            self._note_failure(task, run, entry.error)
+            if run is not None and isinstance(run.extra, Call):
+                run.extra.fail(self, entry.error)
+
+    # ---- submitted calls ------------------------------------------------------------------------
+
+    def submit_call(
+        self, call: Call, planned: Planned, needs: Iterable[Call], parent: Item | None, invoke: Callable[..., Any]
+    ) -> None:
+        """A call is submitted, from inside of the task run ``parent`` or from outside.
+
+        Raises:
+            FlowError: it cannot be, since the run has ended or ends; nothing has changed.
+        """
+        if self.stopping or (parent is None and not self.open) or (parent is not None and parent.given_up):
+            raise FlowClosedError(f"Run {self.id}")
+        task = self._called.get(planned)
+        if task is None:
+            task = self.make_task(planned, self._lane(planned.executor, planned.is_async), part=False)
+            task.node, task.required, task.routes, task.invoke = None, (), None, invoke
+            self._called[planned] = task
+            self.scheduler.called.append(task)
+        if parent is None:
+            path = hash((2, len(self._called), self.scheduler.scheduled))
+        else:
+            parent.calls = getattr(parent, "calls", 0) + 1
+            path = hash((parent.path, -parent.calls))
+        self.scheduler.submit(task, path, call, needs, None if parent is None else parent.scope)
+        if self.scheduler.outbox:
+            self._see_to_outbox()
+        self.dispatch(None)
+
+    def cancel_call(self, call: Call) -> None:
+        """A submitted call is cancelled: it has ended, whatever its code still does."""
+        item: Any = call.run
+        later = self.monitor.later
+        if item.status is RUNNING:
+            if item.handle is not None:
+                later.append((cancel_pump, (item.handle, item)))
+            else:
+                self._dismiss(item)
+            self._watch_failure(item, TaskCancelledError(item.id), None)
+            self.scheduler.failed(item, CANCELLED)
+            self._close_list(item)
+        elif self.scheduler.cancel(item):
+            if item.task.uses:
+                later.append((self.plan.limits.give_back, ((item,),)))
+        # Else a worker has just taken it, and finds that it has no handle any more.
+        call.fail(self, TaskCancelledError(item.id))
+        self._after()
+
+    # ---- watching -------------------------------------------------------------------------------
+
+    def began(self, item: Item) -> None:
+        """An attempt of a task that is watched begins. Called by its worker, no lock held."""
+        task = item.task
+        now = item.since = self.clock.now()
+        if task.began is None:
+            task.began = now
+        task.attempt = item.attempt
+        if task.timeout is not None:
+            item.limit = now + task.timeout
+            item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
+        if task.uses:
+            self.plan.limits.began(item, now)
+        if self.trace is not None:
+            item.where = where(item)
+        if TaskStartEvent in self._wants:
+            event = TaskStartEvent(self.id, self.plan.flow, self.wall(now), task.name, item.id, item.attempt)
+            self.monitor.post(self.tell, event)
+        elif self._begins_unseen(task, item):
+            task.watched = False  # the first one was all that there was to know
+
+    def _begins_unseen(self, task: RunTask, item: Item) -> bool:
+        """Whether attempts of a task begin and end with nothing more to do than the scheduler does."""
+        watched = task.uses or task.retry or task.timeout or self.trace is not None or item.extra is not None
+        return not watched and TaskSuccessEvent not in self._wants
+
+    def _watch_success(self, item: Item, output: Any) -> None:
+        """An attempt of a task that is watched succeeded."""
+        task = item.task
+        if task.uses:
+            self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
+        if isinstance(item.extra, Call):
+            item.extra.succeed(self, output)
+        if self.trace is not None:
+            self._trace_attempt(item, SUCCESS)
+        if TaskSuccessEvent in self._wants:
+            facts = (task.name, item.id, item.attempt, self._lasted(item), output)
+            self.tell(TaskSuccessEvent(self.id, self.plan.flow, self.wall(), *facts))
+
+    def _watch_failure(self, item: Item, error: BaseException, delay: float | None) -> None:
+        """An attempt failed, or was cancelled while it ran."""
+        task = item.task
+        task.ended = self.clock.now()
+        if task.uses:
+            self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
+        cancelled = isinstance(error, TaskCancelledError)
+        if self.trace is not None:
+            self._trace_attempt(item, CANCELLED if cancelled else FAILED)
+        if TaskFailureEvent in self._wants and not cancelled:
+            facts = (task.name, item.id, item.attempt, self._lasted(item), error, delay is not None, delay)
+            self.tell(TaskFailureEvent(self.id, self.plan.flow, self.wall(), *facts))
+
+    def _trace_attempt(self, item: Item, status: Status) -> None:
+        assert self.trace is not None, "only a run with a trace keeps attempts"
+        now = self.clock.now()
+        began = self.wall(getattr(item, "since", now))
+        facts = (item.task.name, item.id, item.attempt, status, began, self.wall(now))
+        self.trace.append(TaskTrace(*facts, getattr(item, "where", "")))
+
+    def _lasted(self, item: Item) -> float:
+        now = self.clock.now()
+        return now - getattr(item, "since", now)
+
+    def wall(self, at: float | None = None) -> float:
+        """Return the time of the world for an instant of the clock, by default for now."""
+        return self._wall + (self.clock.now() if at is None else at)
+
+    def tell(self, event: Event) -> None:
+        """Something happened that somebody wants to know of."""
+        self.plan.teller.tell(event, self.monitor.later)
+
+    # ---- workers that wait, and workers that are missing ----------------------------------------
+
     def suspend(self, worker: Worker) -> None:
         """The task of ``worker`` waits: it does not count as active, and another one may come."""
         lane = worker.item.task.lane
         if worker.counted:
             worker.counted = False
             lane.active -= 1
-        self.scheduler.blocked()
+        self.scheduler.blocked(worker.item.task)
+        self._see_to_outbox()
         self.dispatch(None)
 
     def resume(self, worker: Worker) -> None:
         """The task of ``worker`` goes on."""
-        self.scheduler.unblocked()
+        self.scheduler.unblocked(worker.item.task)
         if not worker.dismissed and worker in worker.item.task.lane.crew:
             worker.counted = True
             worker.item.task.lane.active += 1
@@ -505,20 +755,19 @@ class FlowRun:
     def dispatch(self, lane: Lane | None) -> None:
         """Send for workers wherever there is more ready than they will take."""
         for each in self._lanes.values():
-            if each.ready or each.feeds:
+            if each.feeds or len(each.ready):
                 self._send_for(each, each is lane)
 
     @property
     def movers(self) -> int:
-        """Everything that could still set a value: task runs under way and lists to be pulled."""
-        return self.scheduler.under_way + self.scheduler.feeds
+        """Everything that could still set a value: task runs under way, lists to be pulled, what waits for its time."""
+        scheduler = self.scheduler
+        movers = scheduler.under_way + scheduler.feeds + len(scheduler.delayed) + self.fed_from_outside
+        if scheduler.limited:
+            movers += sum(self.plan.limits.may_move(item, self.blocked.runs) for item in scheduler.limited)
+        return movers
 
     # ---- time -----------------------------------------------------------------------------------
-
-    def arm(self, item: Item) -> None:
-        """Start the clock of an attempt. Called by its worker, no lock held."""
-        item.limit = self.clock.now() + item.task.timeout
-        item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
 
     def _expire(self, item: Item) -> None:
         """The time of an attempt is up."""
@@ -537,13 +786,13 @@ class FlowRun:
         """The code of an attempt does not stop: go on without it."""
         if item.status is not RUNNING:
             return
-        self._blame(TaskTimeoutError(item.id, item.task.timeout))
+        error = TaskTimeoutError(item.id, item.task.timeout)
         self._dismiss(item)
-        self._after()
+        if not self._tries_again(item, error, ABANDONED):
+            self._fail(item, error, ABANDONED)
 
     def _dismiss(self, item: Item) -> None:
-        self.scheduler.failed(item, ABANDONED)
-        self._close_list(item)
+        """The worker of an attempt goes on without it."""
         lane = item.task.lane
         for worker in lane.crew:
             if worker.item is item:
@@ -574,10 +823,19 @@ class FlowRun:
         self.stopping = True
         self._status_at_end = status
         later = self.monitor.later
+        users = []
         for item in self.scheduler.stop():
             self._close_list(item)
+            if item.task.uses:
+                users.append(item)
+            if isinstance(item.extra, Call):
+                item.extra.fail(self, TaskCancelledError(item.id))
             if item.handle is not None:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((close_unawaited, (item.handle,)))
+        if users:
+            later.append((self.plan.limits.give_back, (users,)))
+        self._late.clear()
+        self.open, self.fed_from_outside = False, 0
         for lane in self._lanes.values():
             while lane.feeds:
                 feed = lane.feeds.popleft()
@@ -601,12 +859,20 @@ class FlowRun:
             return
         for lane in self._lanes.values():
             for worker in list(lane.crew):
-                if worker.item is not None and worker.item.status is RUNNING:
-                    self._dismiss(worker.item)
+                item: Any = worker.item
+                if item is not None and item.status is RUNNING:
+                    self._watch_failure(item, TaskCancelledError(item.id), None)
+                    self.scheduler.failed(item, ABANDONED)
+                    self._close_list(item)
+                    if isinstance(item.extra, Call):
+                        item.extra.fail(self, TaskCancelledError(item.id))
+                    self._dismiss(item)
         self._finish()
 
     def _after(self) -> None:
         """Something has changed beside a success: look at everything."""
+        if self.scheduler.outbox:
+            self._see_to_outbox()
         self.dispatch(None)
         if self.scheduler.under_way <= self.blocked.count:
             self._quiet()
@@ -616,11 +882,11 @@ class FlowRun:
         scheduler = self.scheduler
         if self.finished:
             return
-        if scheduler.done:
+        if scheduler.done and not self.open:
             self._finish()
         elif self.blocked.count:
             self.blocked.check()
-        elif not scheduler.under_way and not scheduler.feeds:
+        elif not self.movers:
             self._blame(DeadlockError(scheduler.structural_waits()))
             if scheduler.done:
                 self._finish()
@@ -629,8 +895,9 @@ class FlowRun:
         """The end: from here on nothing changes."""
         self._error = self._final_error()
         self._errors = []
-        self._status = self._status_at_end if self.stopping else Status.SUCCESS
+        self._status = self._status_at_end if self.stopping else FAILED if self.failures else SUCCESS
         self.finished = True
+        self.ended_at = self.clock.now()
         if self._error is not None:
             self._results = None
         self._wake_idle(self.idle_readers)
@@ -643,20 +910,41 @@ class FlowRun:
         self.blocked.detach(self)
         if self.stream_buffer is not None:
             later.extend((wake, ()) for wake in self.stream_buffer.close())
-        later.append((self._announce, ()))
+        if RunEndEvent in self._wants:
+            lasted = self.ended_at - self.began_at
+            self.tell(RunEndEvent(self.id, self.plan.flow, self.wall(), self._status, lasted, self._error))
+        later.append((self._end_telling, ()))
         self._lanes = {}
         self.scheduler.forget()
+        self.record = record_of(self, self._error)
+        later.append((self.record.make_texts, ()))
+        self.met = []
+
+    def _end_telling(self) -> None:
+        """Announce the end when the hooks have had their events, or have taken too long; no lock held."""
+        teller = self.plan.teller
+        if teller.listeners:
+            timer = self.clock.call_at(self.clock.now() + END, self._announce)
+            teller.run_ended(lambda: (timer.cancel(), self._announce()))
+        else:
+            self._announce()
 
     def _announce(self) -> None:
         """Tell everybody who waits for the end; no lock held."""
+        with self.monitor:
+            if self.announced:
+                return
+            self.announced = True
+            callbacks, self._callbacks = self._callbacks, []
         self.plan.ended(self)
         self._done.set()
         for workers in self._driven:
             workers.nudge()
-        for callback in self._callbacks:
+        for callback in callbacks:
             callback()
 
     def _final_error(self) -> BaseException | None:
+        self._errors += [error for error in self.unasked.values() if error not in self._errors]
         if not self._errors:
             return None
         first, *others = self._errors
@@ -669,55 +957,12 @@ class FlowRun:
         failures = [error for error in self._errors if isinstance(error, Exception)]
         return ExceptionGroup(f"{len(failures)} failures in run {self.id}", failures)
 
-    # ---- chunks: no lock held -------------------------------------------------------------------
-
-    def emit(self, item: Item, chunk: StreamChunk) -> None:
-        """Send an interim value of a task run; waits for room, unless that would block a loop."""
-        stream = self.stream_buffer
-        if stream is None or item.given_up:
-            return
-        if stream.full and item.handle is None:
-            self.wait_for_room()
-        with self.monitor:
-            if not item.given_up:
-                self._push(chunk)
-
-    def wait_for_room(self) -> None:
-        """Block until the reader has made room."""
-        signal = threading.Lock()
-        signal.acquire()
-        stream = self.stream_buffer
-        assert stream is not None, "only who has a chunk to send waits for room"
-        if self.reads_itself():
-            return  # the reader is this very thread, and cannot make room
-        with self.monitor:
-            sleeps = stream.wait_for_room(signal.release)
-        if sleeps:
-            worker = here.worker
-            if worker is not None:
-                worker.stall()
-            signal.acquire()
-            if worker is not None:
-                worker.go_on()
-
-    async def wait_for_room_async(self) -> None:
-        """The same without blocking the event loop."""
-        assert self.stream_buffer is not None, "only who has a chunk to send waits for room"
-        await self.sleep_async(self.stream_buffer.wait_for_room)
-
-    def wake_writers(self) -> None:
-        """The reader has made room."""
-        assert self.stream_buffer is not None, "only the reader of a stream calls this"
-        with self.monitor:
-            wakes = self.stream_buffer.make_room()
-        for wake in wakes:
-            wake()
-
-    def reads_itself(self) -> bool:
-        """Whether this thread is the reader's, which works while it waits."""
-        return any(workers.driven_here() for workers in self._driven)
-
     # ---- inside ---------------------------------------------------------------------------------
+
+    def expects(self, task: RunTask) -> bool:
+        """Whether edges may still lead to a task."""
+        edges = self.scheduler.edges
+        return edges is not None and task.node is not None and bool(edges.expected[task.node])
 
     def _attach(self) -> Blocked:
         """Make blocking gets of the context wait, for as long as this run lasts."""
@@ -735,8 +980,31 @@ class FlowRun:
         if planned is None:
             return None
         lane = self._lane(planned.executor, planned.is_async)
-        task = RunTask(name, lane.ready, refuse=planned.refuse, collects=planned.collects)  # type: ignore[arg-type]
+        task = self.make_task(planned, lane, part=False)
+        if planned.expand is not None:
+            task.each = self.make_task(planned, lane, part=True)
+            task.invoke, task.timeout, task.retry, task.routes = planned.expand, None, None, None
+        return task
+
+    def make_task(self, planned: Planned, lane: Lane, *, part: bool) -> RunTask:
+        """Return what this run knows of a task, or (``part``) of the items that it is mapped over."""
+        mapped = planned.expand is not None and not part
+        task = RunTask(
+            planned.name,
+            lane.ready,
+            required=planned.required,
+            collects=planned.collects,
+            node=None if part else planned.node,
+            on_dep_failure=planned.on_dep_failure,
+            max_parallel=None if mapped else planned.max_parallel,
+            uses=() if mapped else planned.uses,
+            priority=planned.priority,
+        )
         task.run, task.lane, task.invoke, task.timeout = self, lane, planned.invoke, planned.timeout
+        task.retry, task.routes, task.watched = planned.retry, planned.routes, True
+        task.attempt, task.began, task.ended, task.output, task.failure = 0, None, None, None, None
+        if not part:
+            self.met.append(task)
         return task
 
     def _lane(self, executor: Any, is_async: bool) -> Lane:
@@ -759,7 +1027,7 @@ class FlowRun:
             with self.monitor:
                 if self.stopping:
                     raise TaskCancelledError(item.id)
-                self._lane(None, True).ready.append(item)
+                self._lane(None, True).ready.put(item)
                 self.dispatch(None)
         except BaseException:
             close_unawaited(awaitable)
@@ -781,25 +1049,17 @@ class FlowRun:
             for workers in self._driven:
                 self.monitor.later.append((workers.nudge, ()))
 
-    def _tell_coalesced(self) -> None:
-        said, self.scheduler.coalesced = self.scheduler.coalesced, []
-        self.monitor.later.append((self._warn_coalesced, (said,)))
-
-    def _warn_coalesced(self, said: list[tuple[str, Mapping[str, Any] | None, Mapping[str, Any] | None]]) -> None:
+    def _warn_coalesced(self, entry: Coalesced) -> None:
         """Comparing inputs is a user's code: no lock held."""
-        for name, kept, dropped in said:
-            if kept is not dropped and not surely_equal(kept, dropped):
-                self.plan.logger.warning(
-                    "A request for task %s was dropped, since one with other inputs is pending or running; "
-                    "use spawn_another=True to run both. Dropped inputs: %r",
-                    name,
-                    dropped,
-                    extra={"run_id": self.id, "task": name, "attempt": 1},
-                )
+        kept, dropped, name = entry.kept, entry.dropped, entry.task.name
+        if kept is not dropped and not surely_equal(kept, dropped):
+            event = TaskCoalescedEvent(self.id, self.plan.flow, self.wall(), name, name, kept or {}, dropped or {})
+            self.monitor.post(self.tell, event)
 
     def _explain(self, item: Item, error: BaseException) -> None:
         """Note on a failure where it comes from."""
-        note = f"In task run {item.id} of flow run {self.id} ({self.plan.flow})."
+        tried = "" if item.task.retry is None else f", attempt {item.attempt}"
+        note = f"In task run {item.id}{tried} of flow run {self.id} ({self.plan.flow})."
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
 
@@ -819,6 +1079,47 @@ class FlowRun:
         if not isinstance(failure, TaskCancelledError):
             self._explain(item, failure)
         self.monitor.post(self.failed, item, failure)
+
+
+#: Failures that follow from another one.
+CONSEQUENCES = (DependencyFailedError, RunCancelledError, TaskCancelledError)
+
+#: What a router that gives only a name sends along.
+NOTHING = object()
+
+
+def choice_of(task: str, output: Any, routes: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return what a task with routes chooses by its output: names, and what is sent to each; None: nothing.
+
+    Raises:
+        RouteError: what it gave names something that is none of its routes.
+    """
+    if type(output) is dict:
+        chosen = output
+    elif type(output) is str:
+        chosen = {output: NOTHING}
+    elif type(output) in (list, tuple):
+        chosen = {name if isinstance(name, str) else shown(name): NOTHING for name in output}
+    else:
+        return None
+    for name in chosen:
+        if name not in routes:
+            raise RouteError(task, name if isinstance(name, str) else shown(name), routes)
+    return chosen
+
+
+def where(item: Item) -> str:
+    """Return the name of the thread, and of the coroutine's place on its loop, that calls a task run."""
+    thread = threading.current_thread().name
+    pump = getattr(item.handle, "number", None)
+    return thread if pump is None else f"{thread} {pump}"
+
+
+def log_failure(logger: logging.Logger, run_id: str, task: str | None, error: BaseException) -> None:
+    """Log a failure that goes nowhere else (``on_error="log"``)."""
+    facts = {"run_id": run_id, "task": task, "attempt": None}
+    text = ErrorReport.of(error).traceback  # made here, since the error's own code may be broken
+    logger.error("Task %s failed in run %s\n%s", task, run_id, text.rstrip(), extra=facts)
 
 
 #: What would not arrive as an error: it ends loops instead.

@@ -2,91 +2,125 @@
 
 Rule 1: every change of a task run's status happens in this file.
 Rule 2: no threads, no clock, no executor, no user code. Facts come in by method calls; decisions
-        go out as task runs appended to the ready queue of their task, and as return values.
+        go out as task runs appended to the ready queue of their task, as entries of the ``outbox``,
+        and as return values.
 Rule 3: a call that is refused raises before it has changed anything.
 
-Theory of operation. A *request* (a start, a ``NextTask``) becomes a task run, unless it coalesces.
-A task run that waits for nothing is *dispatched*: it stands in the ready queue of its task, from
-where a worker takes it, and counts as under way until its outcome is reported. One that waits is
-*pending*, and is counted by what it waits for:
+Theory of operation. A *request* (a start, a ``NextTask``, an edge, a submitted call) becomes a task
+run, unless it coalesces. It passes, in this order, whatever may hold it back:
+
+* its dependencies: ``Edges`` for those that the flow declares, ``Call`` for those of submitted calls;
+* the gates: ``max_parallel`` of its task, the limits that its task ``uses`` (shared with other runs,
+  so the driver grants them), ``max_parallel`` of the run. At each gate a higher priority goes first.
+
+Then it is *dispatched*: it stands in the ready queue of its task, from where a worker takes it, and
+counts as under way until its outcome is reported. What waits for others is counted by them:
 
 * a ``Scope`` holds the joins of one list of requests. It counts the task runs of that list and all
-  that they schedule in turn; at zero its joins are dispatched. Scopes nest: what a scope opens
-  inside another counts there as well, so one completion costs one decrement, at any depth.
+  that they schedule in turn; at zero its joins are ready. Scopes nest: what a scope opens inside
+  another counts there as well, so one completion costs one decrement, at any depth.
 * a ``Watch`` lets a scope wait for task runs that belong elsewhere: those that one of its
   requests coalesced with.
-* ``held`` are task runs that ``max_parallel`` does not allow yet.
+* a ``Spread`` is a task run that is mapped over items, each of which is a task run of its own.
 
 A list of requests is either served at once (``finished``), or grows while it is served
 (``open_list``, ``request``, ``close_list``: a generator task, a lazily pulled iterable).
 
-Callers must not enter it from two threads at once. The one exception is taking from a ready queue:
-``deque.popleft`` is atomic, and whoever got the task run is the only one to call ``begin`` on it.
-May import: values, errors.
+Callers must not enter it from two threads at once. The one exception is taking from a ready queue,
+which is safe; whoever got a task run is the only one to call ``begin`` on it.
+May import: edges, ready, values, errors.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from millstream.errors import BindingError, StateError, TaskNotFoundError, TaskRunLimitError
+from millstream.engine.edges import Edges
+from millstream.engine.ready import Ready
+from millstream.errors import (
+    BindingError,
+    DependencyFailedError,
+    StateError,
+    TaskNotFoundError,
+    TaskRunLimitError,
+)
 from millstream.values import NextTask, Status
 
+if TYPE_CHECKING:
+    from millstream.graph import Graph
+
 PENDING, RUNNING, SUCCESS = Status.PENDING, Status.RUNNING, Status.SUCCESS
-FAILED, CANCELLED, ABANDONED = Status.FAILED, Status.CANCELLED, Status.ABANDONED
+FAILED, CANCELLED, ABANDONED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.ABANDONED, Status.SKIPPED
 
 #: How a task run ends without an output.
 FAILURES = frozenset({FAILED, CANCELLED, ABANDONED})
 
 #: The moves that a task run can make; everything else raises ``StateError``.
 MOVES: dict[Status, frozenset[Status]] = {
-    Status.PENDING: frozenset({RUNNING, CANCELLED, Status.SKIPPED}),
+    Status.PENDING: frozenset({RUNNING, FAILED, CANCELLED, SKIPPED}),
     Status.RUNNING: frozenset({SUCCESS, *FAILURES}),
-    **{final: frozenset() for final in (SUCCESS, FAILED, Status.SKIPPED, CANCELLED, ABANDONED)},
+    **{final: frozenset() for final in (SUCCESS, FAILED, SKIPPED, CANCELLED, ABANDONED)},
 }
+
+OnDepFailure = Literal["fail", "skip", "run-anyway"]
+#: Held back at a gate: the negative priority, the order, and the task run.
+Held = list[tuple[int, int, "TaskRun"]]
 
 
 class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
-    __slots__ = ("collects", "count", "inputs", "live", "name", "queue", "refuse", "watches")
+    __slots__ = (
+        "blocked", "busy", "collects", "count", "each", "gated", "held", "inputs", "live", "max_parallel", "name",
+        "node", "on_dep_failure", "priority", "queue", "required", "runs", "static", "uses", "watches", "worst",
+    )  # fmt: skip
 
     def __init__(
         self,
         name: str,
-        queue: deque[TaskRun],
+        queue: Ready,
         *,
-        refuse: Callable[[NextTask], None] | None = None,
+        required: tuple[str, ...] = (),
         collects: bool = False,
+        node: int | None = None,
+        on_dep_failure: OnDepFailure = "fail",
+        max_parallel: int | None = None,
+        uses: tuple[str, ...] = (),
+        priority: int = 0,
     ) -> None:
         self.name = name
         self.queue = queue  #: the ready queue that its task runs go to
-        self.refuse = refuse  #: raises BindingError for a request that could not be called
+        self.required = required  #: parameters that inputs or dependencies must fill
         self.collects = collects  #: as a join, it reads the outputs of its siblings
+        self.node = node  #: its number in the graph; None without edges
+        self.on_dep_failure = on_dep_failure
+        self.max_parallel = max_parallel  #: task runs of it dispatched and not blocked at once
+        self.uses = uses  #: names of limits that each of its attempts holds
+        self.priority = priority
+        self.gated = max_parallel is not None or bool(uses)
+        self.each: TaskState | None = None  #: for a task that is mapped over items: those
         self.live = 0  #: task runs pending or under way
+        self.runs = 0  #: task runs that have ended
         self.count = 0  #: highest number given to one of its task runs
+        self.static = 0  #: how many of its task runs came along edges
+        self.worst: Status | None = None  #: how the worst of its task runs ended, of those that did not succeed
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
         self.watches: list[Watch] = []  #: scopes that wait for some of its task runs
+        self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
+        self.busy = 0  #: let through by that gate, and not over
+        self.blocked = 0  #: of these, how many wait for a value
 
 
 class TaskRun:
     """One execution of a task; one object for each attempt, so that a late attempt is recognised."""
 
     __slots__ = (
-        "handle",
-        "inputs",
-        "number",
-        "order",
-        "path",
-        "requested",
-        "scope",
-        "slot",
-        "status",
-        "task",
-        "upstream",
-    )
+        "attempt", "extra", "handle", "inputs", "number", "order", "path", "priority",
+        "requested", "scope", "slot", "status", "task", "upstream",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -104,16 +138,20 @@ class TaskRun:
         self.path = path  #: derived from the parent's path and the position among its requests
         self.order = order  #: how many were scheduled before it
         self.scope = scope  #: the innermost scope that counts it
-        self.slot = slot  #: its place among the outputs that a join collects
+        self.slot = slot  #: its place among the outputs that a join collects; -1: a sibling without one
         self.status = PENDING
+        self.attempt = 1
+        self.priority = task.priority
         self.requested = 0  #: how many requests it has made
-        self.upstream: list[Any] | None = None  #: for a join, the outputs of its siblings
+        self.upstream: Any = None  #: for a join, the outputs of its siblings; else those of dependencies by name
+        self.extra: Any = None  #: its ``Call``, its ``Place`` or its ``Spread``
         self.handle: Any = None  #: the driver's, while it runs
 
     @property
     def id(self) -> str:
-        """``worker``, or ``worker#2`` from the second spawned one on."""
-        return self.task.name if self.number == 1 else f"{self.task.name}#{self.number}"
+        """``worker``, or ``worker#2`` from the second spawned one on; ``worker[0]`` for an item of a map."""
+        name: str = self.task.name if self.number == 1 else f"{self.task.name}#{self.number}"
+        return f"{name}[{self.extra.index}]" if type(self.extra) is Place else name
 
     def begin(self) -> None:
         """A worker has taken it from its ready queue and is about to call it."""
@@ -128,7 +166,7 @@ class TaskRun:
 class Scope:
     """One list of requests, with all that they schedule in turn: what its joins wait for."""
 
-    __slots__ = ("joins", "open", "outputs", "owner", "parent", "siblings")
+    __slots__ = ("failed", "joins", "open", "outputs", "owner", "parent", "siblings")
 
     def __init__(self, owner: TaskRun, parent: Scope | None) -> None:
         self.owner = owner  #: the task run that made the list
@@ -137,6 +175,7 @@ class Scope:
         self.joins: list[TaskRun] = []
         self.siblings = 0  #: requests of the list that are no joins
         self.outputs: list[Any] | None = None  #: one place a sibling; None: no join collects them
+        self.failed: list[str] = []  #: ids of siblings that failed
 
 
 class Watch:
@@ -151,6 +190,55 @@ class Watch:
         self.left = left  #: how many of them have not ended
 
 
+class Call:
+    """A submitted call: what waits for it, and what it waits for. The same object for all its attempts."""
+
+    __slots__ = ("failed", "followers", "left", "run", "settled")
+
+    def __init__(self) -> None:
+        self.left = 0  #: calls that it depends on and that have not ended
+        self.failed: list[str] = []  #: ids of those that failed
+        self.followers: list[Call] = []  #: calls that wait for it
+        self.settled: Status | None = None
+        self.run: TaskRun | None = None  #: its newest attempt, until it has ended
+
+
+class Spread:
+    """A task run that is mapped over items."""
+
+    __slots__ = ("left", "outputs")
+
+    def __init__(self, items: int) -> None:
+        self.left = items
+        self.outputs: list[Any] = [None] * items
+
+
+class Place(NamedTuple):
+    """Which item of a map a task run is for."""
+
+    parent: TaskRun
+    index: int
+    item: Any
+
+
+class Settled(NamedTuple):
+    """A task, or a run of it, that ended without a worker."""
+
+    task: TaskState
+    run: TaskRun | None  #: None: nothing was made of it yet
+    status: Status
+    error: Exception | None
+    reason: str
+
+
+class Coalesced(NamedTuple):
+    """A request that was dropped, since a run of its task is pending or under way."""
+
+    task: TaskState
+    kept: Mapping[str, Any] | None  #: the inputs of that one
+    dropped: Mapping[str, Any] | None  #: the inputs of the request
+
+
 NO_WATCHES: list[Watch] = []  # never added to
 
 
@@ -160,6 +248,7 @@ class Scheduler:
     Args:
         find: returns the ``TaskState`` of a name, or None when the flow has no such task.
         known: returns the names that the flow does have, for error messages.
+        graph: the edges of the flow, without circles; None when it has none.
         max_task_runs: refuse to schedule more than this in one run.
         max_parallel: task runs dispatched and not blocked at once, over all queues.
         make: the class of the task runs to make.
@@ -170,33 +259,46 @@ class Scheduler:
         find: Callable[[str], TaskState | None],
         *,
         known: Callable[[], Iterable[str]] = tuple,
+        graph: Graph | None = None,
         max_task_runs: int | None = None,
         max_parallel: int | None = None,
         make: type[TaskRun] = TaskRun,
     ) -> None:
         self.tasks: dict[str, TaskState] = {}  #: the tasks that this run has met so far
+        self.called: list[TaskState] = []  #: the tasks of submitted calls
+        self.edges = None if graph is None else Edges(graph)
         self.under_way = 0  #: dispatched, and their outcome not reported
-        self.pending: set[TaskRun] = set()  #: joins that wait for their scope
-        self.held: deque[TaskRun] = deque()  #: not allowed to start yet by ``max_parallel``
+        self.pending: set[TaskRun] = set()  #: joins and calls that wait for others, and maps for their items
+        self.held: Held = []  #: not allowed to start yet by ``max_parallel``
+        self.limited: set[TaskRun] = set()  #: not allowed to start yet by the limits that they use
+        self.delayed: set[TaskRun] = set()  #: attempts that wait for their time
         self.feeds = 0  #: lists that still grow
         self.scheduled = 0  #: task runs made so far
         self.stopped = False
-        #: Requests that coalesced and brought inputs: the task, the inputs it has, those dropped.
-        self.coalesced: list[tuple[str, Mapping[str, Any] | None, Mapping[str, Any] | None]] = []
+        #: What the driver has to see to: task runs that want the limits they use (``granted`` is the
+        #: answer), what ended without a worker, what coalesced, and an edge beyond ``max_task_runs``.
+        self.outbox: list[TaskRun | Settled | Coalesced | TaskRunLimitError] = []
         self._find, self._known = find, known
         self._max_task_runs = max_task_runs
         self._max_parallel = max_parallel
         self._make = make
         self._blocked = 0
+        self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
 
     @property
     def done(self) -> bool:
         """Nothing is under way, nothing waits, and nothing more can come."""
-        return not (self.under_way or self.feeds or self.pending or self.held)
+        return not (self.under_way or self.feeds or self.pending or self.held or self.limited or self.delayed) and (
+            self.edges is None or self.edges.done
+        )
 
     def structural_waits(self) -> list[tuple[str, str]]:
         """Return who waits for whom by the shape of the run: pairs of id and what it waits for."""
-        return [(run.id, "the other task runs of its list") for run in self.pending]
+        waits = [(run.id, _what_it_waits_for(run)) for run in self.pending]
+        waits += [(run.id, f"a limit ({', '.join(run.task.uses)})") for run in self.limited]
+        if self.edges is not None:
+            waits += [(run.id, ", ".join(self.edges.waits_for(run.task.node))) for run in self.edges.parked()]
+        return waits
 
     # ---- facts that come in -------------------------------------------------------------------
 
@@ -207,6 +309,8 @@ class Scheduler:
             TaskNotFoundError, BindingError, TaskRunLimitError: and nothing was scheduled.
         """
         self.check(requests)
+        if self.edges is not None:
+            self._activate(requests)
         for position, request in enumerate(requests):
             self._request(request, hash((0, position)), None, None)
 
@@ -222,17 +326,24 @@ class Scheduler:
             TaskNotFoundError, BindingError, TaskRunLimitError: as they say.
         """
         joins = False
-        met = refuse = None
+        met = required = None
+        nodes: list[int] = []
         for request in requests:
             if type(request) is not NextTask and not isinstance(request, NextTask):
                 raise TypeError(f"next_tasks takes NextTask values, not {request!r}.")
             if request.id is not met:  # a fan-out asks for one task again and again
                 met = request.id
-                refuse = (self.tasks.get(met) or self._meet(met)).refuse
-            if refuse is not None:
-                refuse(request)
+                task = self.tasks.get(met) or self._meet(met)
+                required = task.required
+                if task.node is not None and self.edges is not None and not self.edges.met[task.node]:
+                    nodes.append(task.node)
+            if required:
+                self._refuse(task, request, requests)
             if request.join:
                 joins = True
+        if nodes and self.edges is not None:  # whether what edges lead to can be called must be known now
+            for node in sorted(self.edges.graph.after(nodes)):
+                self._state_of(node)
         limit = self._max_task_runs
         if limit is not None and self.scheduled + len(requests) > limit:
             self._refuse_beyond(limit, requests, asker, joins and (asker is None or not all(r.join for r in requests)))
@@ -241,56 +352,89 @@ class Scheduler:
     def finished(self, run: TaskRun, output: Any, requests: Sequence[NextTask] | None, joins: bool) -> bool:
         """A task run succeeded, and asks for ``requests``; return whether it is terminal.
 
-        ``joins`` is what ``check(requests, run)`` returned: calling that first is the driver's duty.
+        None follows the edges that the flow declares. ``joins`` is what ``check(requests, run)``
+        returned: calling that first is the driver's duty.
         """
         if run.status is not RUNNING:
             raise StateError(f"{run.id} cannot succeed: it is {run.status}.")
         run.status = SUCCESS
         task = run.task
         task.live -= 1
+        task.runs += 1
         self.under_way -= 1
+        if task.gated:
+            self._passed_on(task)
         scope = run.scope
-        if scope is not None and run.slot is not None and scope.outputs is not None:
+        if scope is not None and run.slot is not None and scope.outputs is not None and run.slot >= 0:
             scope.outputs[run.slot] = output
         earlier = list(task.watches) if task.watches else NO_WATCHES  # its own requests do not wait for it
         if requests and not self.stopped:
-            if joins:
-                self._schedule_joined(run, requests)
-            else:
-                path, position = run.path, run.requested
-                for request in requests:
-                    self._request(request, hash((path, position)), scope, None)
-                    position += 1
-                run.requested = position
+            self._serve(run, requests, joins)
         taken = bool(earlier) and self._tell_watches(run, output, earlier)
+        if run.extra is not None:
+            return self._extra_finished(run, output, requests)
+        followed = False
+        if task.node is not None:
+            followed = self._edges_follow(run, output, requests is None and not run.requested)
         if scope is not None:
             self._leave(scope)
-        if self.held:
-            self._admit()
-        return run.slot is None and not requests and not run.requested and not taken
+        if self._agenda or self.held:
+            self._work_off()
+        return run.slot is None and not requests and not run.requested and not taken and not followed
 
     def failed(self, run: TaskRun, status: Status = FAILED) -> None:
         """A task run ended without an output: FAILED, CANCELLED, or ABANDONED (its code goes on)."""
         if run.status is not RUNNING or status not in FAILURES:
             raise StateError(f"{run.id} cannot become {status}: it is {run.status}.")
-        run.status = status
-        run.task.live -= 1
         self.under_way -= 1
-        if run.task.watches:
-            self._tell_watches(run, None, run.task.watches)
-        if run.scope is not None:
-            self._leave(run.scope)
-        if self.held:
-            self._admit()
+        if run.task.gated:
+            self._passed_on(run.task)
+        self._ended(run, status)
+        self._work_off()
 
-    def blocked(self) -> None:
-        """A dispatched task run waits for a value: it does not count for ``max_parallel``."""
+    def retry(self, run: TaskRun, status: Status = FAILED) -> TaskRun:
+        """An attempt failed; return the next one, which waits for ``due``."""
+        if run.status is not RUNNING or status not in FAILURES:
+            raise StateError(f"{run.id} cannot be tried again: it is {run.status}.")
+        run.status = status
+        self.under_way -= 1
+        if run.task.gated:
+            self._passed_on(run.task)
+        again = self._make(run.task, run.number, run.inputs, run.path, run.order, run.scope, run.slot)
+        again.attempt = run.attempt + 1
+        again.priority, again.upstream, again.extra = run.priority, run.upstream, run.extra
+        if isinstance(run.extra, Call):
+            run.extra.run = again
+        self.delayed.add(again)
+        self._admit()
+        return again
+
+    def due(self, run: TaskRun) -> None:
+        """The time of an attempt has come."""
+        if run in self.delayed:
+            self.delayed.discard(run)
+            self._pass(run)
+
+    def granted(self, run: TaskRun) -> bool:
+        """A task run has the limits that it uses; False when it was cancelled meanwhile."""
+        if run not in self.limited:
+            return False
+        self.limited.discard(run)
+        self._dispatch(run)
+        return True
+
+    def blocked(self, task: TaskState) -> None:
+        """A dispatched run of ``task`` waits for a value: it does not count for ``max_parallel``."""
         self._blocked += 1
+        task.blocked += 1
+        if task.held:
+            self._admit_of(task)
         self._admit()
 
-    def unblocked(self) -> None:
+    def unblocked(self, task: TaskState) -> None:
         """It goes on."""
         self._blocked -= 1
+        task.blocked -= 1
 
     def stop(self) -> list[TaskRun]:
         """Cancel whatever has not begun, start nothing more; return what was cancelled.
@@ -300,17 +444,51 @@ class Scheduler:
         self.stopped = True
         ready = self._drain_queues()
         self.under_way -= len(ready)
-        cancelled = [*ready, *self.held, *self.pending]
-        self.held.clear()
-        self.pending.clear()
+        cancelled = [*ready, *self.pending, *self.limited, *self.delayed]
+        cancelled += [entry[2] for entry in self.held]
+        for task in self._states():
+            cancelled += [entry[2] for entry in task.held]
+            task.held.clear()
+        if self.edges is not None:
+            cancelled += self.edges.parked()
+            for node in self.edges.stop():
+                note(self._state_of(node), CANCELLED)
+        for waiting in (self.held, self.pending, self.limited, self.delayed):
+            waiting.clear()
         for run in cancelled:
             run.status = CANCELLED
             run.task.live -= 1
+            run.task.runs += 1
+            note(run.task, CANCELLED)
         return cancelled
+
+    def cancel(self, run: TaskRun) -> bool:
+        """Cancel one task run that has not begun; False when it has, or is in nobody's hands."""
+        if run.status is not PENDING:
+            return False
+        passed = True  # the gate of its task
+        if run in self.pending or run in self.delayed:
+            self.pending.discard(run)
+            self.delayed.discard(run)
+            passed = False
+        elif run in self.limited:
+            self.limited.discard(run)
+        elif take_held(run.task.held, run):
+            passed = False
+        elif run.task.queue.remove(run):
+            self.under_way -= 1
+        elif not take_held(self.held, run):
+            return False
+        if passed and run.task.gated:
+            self._passed_on(run.task)
+        self._ended(run, CANCELLED)
+        self._work_off()
+        return True
 
     def forget(self) -> None:
         """The run has ended: let go of everything, so that nothing refers to it in a circle."""
-        self.tasks.clear()
+        self.tasks, self.called = {}, []
+        self.edges = None
         self._find, self._known = _no_task, tuple
 
     # ---- lists that grow while they are served ------------------------------------------------
@@ -335,6 +513,8 @@ class Scheduler:
             raise BindingError(request.id, "upstream", ("a join requested before its siblings",))
         if self.stopped:
             return
+        if self.edges is not None:
+            self._activate((request,))
         path = hash((owner.path, owner.requested))
         owner.requested += 1
         if joins:
@@ -348,8 +528,90 @@ class Scheduler:
         """The list is complete: its joins wait for its members alone now."""
         self.feeds -= 1
         self._leave(scope)
+        self._work_off()
 
-    # ---- inside -------------------------------------------------------------------------------
+    # ---- submitted calls, and maps over items ---------------------------------------------------
+
+    def submit(self, task: TaskState, path: int, call: Call, needs: Iterable[Call], scope: Scope | None) -> TaskRun:
+        """Make a task run of a submitted call, which starts when those that it needs have ended.
+
+        Raises:
+            TaskRunLimitError: and nothing has changed.
+        """
+        limit = self._max_task_runs
+        if limit is not None and self.scheduled >= limit:
+            raise TaskRunLimitError(limit, task.name)
+        root = self.tasks.get(task.name) or self._find(task.name) or task
+        self.tasks[task.name] = root  # everything of one name shares its numbers
+        number = root.count = root.count + 1
+        run = self._make(task, number, None, path, self.scheduled, scope, None)
+        self.scheduled += 1
+        task.live += 1
+        if scope is not None:
+            scope.open += 1
+        run.extra, call.run = call, run
+        for need in needs:
+            if need.settled is None:
+                need.followers.append(call)
+                call.left += 1
+            elif need.settled is not SUCCESS and need.run is not None:
+                call.failed.append(need.run.id)
+        if call.left:
+            self.pending.add(run)
+        else:
+            self._call_ready(run)
+            self._work_off()
+        return run
+
+    def spread(self, run: TaskRun, items: Sequence[Any]) -> bool:
+        """A task run is mapped over ``items``; False when there are none, and it is simply finished.
+
+        It is over when every item is: ``mapped`` tells.
+
+        Raises:
+            TaskRunLimitError: there are too many; nothing has changed.
+        """
+        if run.status is not RUNNING:
+            raise StateError(f"{run.id} cannot be mapped: it is {run.status}.")
+        limit = self._max_task_runs
+        if limit is not None and self.scheduled + len(items) > limit:
+            raise TaskRunLimitError(limit, run.task.name)
+        if not items:
+            return False
+        each = run.task.each
+        self.under_way -= 1
+        self.pending.add(run)
+        run.extra = Spread(len(items))
+        for index, item in enumerate(items):
+            part = self._make(each, run.number, run.inputs, hash((run.path, index)), self.scheduled, run.scope, None)
+            part.extra, part.upstream, part.priority = Place(run, index, item), run.upstream, run.priority
+            self.scheduled += 1
+            each.live += 1
+            self._pass(part)
+        return True
+
+    def mapped(self, run: TaskRun) -> list[Any] | None:
+        """Return the outputs of a map that is complete, which is to be finished now; else None."""
+        if run.status is not RUNNING or type(run.extra) is not Spread or run.extra.left:
+            return None
+        self.pending.discard(run)
+        self.under_way += 1
+        outputs, run.extra = run.extra.outputs, None
+        return outputs
+
+    def unmap(self, run: TaskRun) -> list[TaskRun]:
+        """An item of a map failed, so the map is to fail: return the items that have not begun, to be cancelled."""
+        if run.status is not RUNNING or type(run.extra) is not Spread:
+            return []
+        self.pending.discard(run)
+        self.under_way += 1
+        run.extra = None
+        each = run.task.each
+        waiting = [*(entry[2] for entry in each.held), *self.limited, *self.delayed, *each.queue]
+        waiting += [entry[2] for entry in self.held]
+        return [part for part in waiting if type(part.extra) is Place and part.extra.parent is run]
+
+    # ---- inside: making task runs ---------------------------------------------------------------
 
     def _meet(self, name: str) -> TaskState:
         task = self._find(name)
@@ -357,6 +619,50 @@ class Scheduler:
             raise TaskNotFoundError(name, self._known())
         self.tasks[name] = task
         return task
+
+    def _state_of(self, node: int) -> TaskState:
+        assert self.edges is not None, "only a graph has nodes"
+        name = self.edges.graph.names[node]
+        return self.tasks.get(name) or self._meet(name)
+
+    def _states(self) -> Iterable[TaskState]:
+        for task in (*self.tasks.values(), *self.called):
+            yield task
+            if task.each is not None:
+                yield task.each
+
+    def _refuse(self, task: TaskState, request: NextTask, requests: Sequence[NextTask]) -> None:
+        """Raise ``BindingError`` for a request that could not be called."""
+        lacking = self._lacking(task, request.inputs, request.join)
+        if lacking is not None and not self._comes_with(task, lacking, requests):
+            raise BindingError(task.name, lacking, request.inputs or ())
+
+    def _lacking(self, task: TaskState, inputs: Mapping[str, Any] | None, join: bool) -> str | None:
+        """Return a required parameter that nothing fills, or None."""
+        for name in task.required:
+            if inputs is not None and (name in inputs or name == "payload"):
+                continue
+            if (name == "payload" and join) or self._depends_on(task, name):
+                continue
+            return name
+        return None
+
+    def _depends_on(self, task: TaskState, name: str) -> bool:
+        """Whether a parameter takes the output of a dependency (of any, for the payload) that is part of this run."""
+        if task.node is None or self.edges is None:
+            return False
+        met, graph = self.edges.met, self.edges.graph
+        if name == "payload":
+            return any(met[need] for need in graph.needs[task.node])
+        return any(met[need] and graph.names[need] == name for need in graph.needs[task.node])
+
+    def _comes_with(self, task: TaskState, name: str, requests: Sequence[NextTask]) -> bool:
+        """Whether the dependency that a parameter takes is asked for by the same list, or will follow from it."""
+        if task.node is None or self.edges is None:
+            return False
+        graph = self.edges.graph
+        coming = graph.after(graph.number[r.id] for r in requests if r.id in graph.number)
+        return any(need in coming and name in ("payload", graph.names[need]) for need in graph.needs[task.node])
 
     def _refuse_beyond(self, limit: int, requests: Sequence[NextTask], asker: TaskRun | None, joined: bool) -> None:
         """Raise when ``requests`` exceed the limit, not counting those that will coalesce."""
@@ -371,14 +677,37 @@ class Scheduler:
                 raise TaskRunLimitError(limit, request.id)
             live.add(request.id)
 
-    def _request(self, request: NextTask, path: int, scope: Scope | None, slot: int | None) -> bool:
+    def _activate(self, requests: Iterable[NextTask]) -> None:
+        """What a list asks for is pending before any of it is made: its tasks may depend on each other."""
+        assert self.edges is not None, "only a graph has nodes"
+        for request in requests:
+            node = self.tasks[request.id].node
+            if node is not None:
+                self.edges.activate(node)
+
+    def _serve(self, run: TaskRun, requests: Sequence[NextTask], joins: bool) -> None:
+        """Serve a complete list of requests."""
+        if self.edges is not None:
+            self._activate(requests)
+        if joins:
+            self._schedule_joined(run, requests)
+            return
+        path, position, scope = run.path, run.requested, run.scope
+        for request in requests:
+            self._request(request, hash((path, position)), scope, None, run)
+            position += 1
+        run.requested = position
+
+    def _request(
+        self, request: NextTask, path: int, scope: Scope | None, slot: int | None, asker: TaskRun | None = None
+    ) -> bool:
         """Make and dispatch a task run; return False when the request coalesced instead."""
         task = self.tasks[request.id]
         if request.spawn_another:
             number = task.count = task.count + 1
         elif task.live:
             if request.inputs is not None or task.inputs is not None:
-                self.coalesced.append((task.name, task.inputs, request.inputs))
+                self.outbox.append(Coalesced(task, task.inputs, request.inputs))
             return False
         else:
             number = 1
@@ -390,30 +719,18 @@ class Scheduler:
         if scope is not None:
             scope.open += 1
         run = self._make(task, number, request.inputs, path, order, scope, slot)
+        if request.priority is not None:
+            run.priority = request.priority
         if request.join:  # one without siblings
             run.upstream = []
-        if self._max_parallel is None:
+        if task.node is not None:
+            self._wait_for_edges(run, asker)
+        elif self._max_parallel is None and not task.gated:
             self.under_way += 1
-            task.queue.append(run)
+            task.queue.put(run)
         else:
-            self._dispatch(run)
+            self._pass(run)
         return True
-
-    def _dispatch(self, run: TaskRun) -> None:
-        limit = self._max_parallel
-        if limit is not None and (self.held or self.under_way - self._blocked >= limit):
-            self.held.append(run)
-        else:
-            self.under_way += 1
-            run.task.queue.append(run)
-
-    def _admit(self) -> None:
-        """Dispatch what ``max_parallel`` held back, as far as it allows now."""
-        limit = self._max_parallel
-        while self.held and limit is not None and self.under_way - self._blocked < limit:
-            run = self.held.popleft()
-            self.under_way += 1
-            run.task.queue.append(run)
 
     def _schedule_joined(self, run: TaskRun, requests: Sequence[NextTask]) -> None:
         """Serve a complete list that has joins. Without siblings a join is a plain request."""
@@ -425,11 +742,11 @@ class Scheduler:
             path = hash((run.path, run.requested))
             run.requested += 1
             if scope is None:
-                self._request(request, path, run.scope, None)
+                self._request(request, path, run.scope, None, run)
             elif request.join:
                 self._add_join(scope, request, path)
             else:
-                self._add_sibling(scope, request, path)
+                self._add_sibling(scope, request, path, run)
         if scope is not None:
             self._leave(scope)
 
@@ -453,18 +770,311 @@ class Scheduler:
         if parent is not None:
             parent.open += 1
         run = self._make(task, number, request.inputs, path, self.scheduled, parent, None)
+        if request.priority is not None:
+            run.priority = request.priority
+        if task.node is not None and self.edges is not None:
+            self.edges.unexpect(task.node)
         self.scheduled += 1
         scope.joins.append(run)
         self.pending.add(run)
 
-    def _add_sibling(self, scope: Scope, request: NextTask, path: int) -> None:
-        slot = None
+    def _add_sibling(self, scope: Scope, request: NextTask, path: int, asker: TaskRun | None = None) -> None:
+        slot = -1
         scope.siblings += 1
         if scope.outputs is not None:
             slot = len(scope.outputs)
             scope.outputs.append(None)
-        if not self._request(request, path, scope, slot) and slot is not None:
+        if not self._request(request, path, scope, slot, asker) and slot >= 0:
             self._watch(scope, slot, self.tasks[request.id])
+
+    # ---- inside: what holds a task run back -----------------------------------------------------
+
+    def _wait_for_edges(self, run: TaskRun, asker: TaskRun | None) -> None:
+        """A task with edges was asked for by name: it waits for its dependencies, then goes on."""
+        edges, node = self.edges, run.task.node
+        assert edges is not None, "only a graph has nodes"
+        edges.activate(node)
+        edges.unexpect(node)
+        # What a router chose waits for the other routers, too: they may choose the same.
+        routers = asker is not None and asker.task.node in edges.graph.routers[node]
+        if edges.holds(node, routers=routers):
+            edges.park(node, run, routers=routers)
+        else:
+            self._start_parked(run, edges.failed.pop(node, ()))
+
+    def _start_parked(self, run: TaskRun, failed: Sequence[int]) -> None:
+        """A run that was asked for by name waits for no dependency any more."""
+        edges, task = self.edges, run.task
+        assert edges is not None, "only a graph has nodes"
+        if failed and task.on_dep_failure != "run-anyway":
+            self._drop(run, [edges.graph.names[node] for node in failed])
+            return
+        if run.upstream is None:
+            run.upstream = edges.upstream(task.node)
+        edges.fired[task.node] = 0  # what led to it is served by this run
+        self._pass(run)
+
+    def _pass(self, run: TaskRun) -> None:
+        """A task run waits for nothing but the gates: its task's, the limits, the run's."""
+        task = run.task
+        if not task.gated:
+            self._dispatch(run)
+        elif task.max_parallel is None:
+            self._let_on(run)
+        else:
+            heappush(task.held, (-run.priority, run.order, run))
+            self._admit_of(task)
+
+    def _let_on(self, run: TaskRun) -> None:
+        """A task run passes the gate of its task."""
+        run.task.busy += 1
+        if run.task.uses:
+            self.limited.add(run)
+            self.outbox.append(run)
+        else:
+            self._dispatch(run)
+
+    def _passed_on(self, task: TaskState) -> None:
+        """An attempt that had passed the gate of its task is over."""
+        task.busy -= 1
+        if task.held and not self.stopped:
+            self._admit_of(task)
+
+    def _admit_of(self, task: TaskState) -> None:
+        """Let on what ``max_parallel`` of a task held back, as far as it allows now."""
+        limit = task.max_parallel
+        while task.held and limit is not None and task.busy - task.blocked < limit:
+            self._let_on(heappop(task.held)[2])
+
+    def _dispatch(self, run: TaskRun) -> None:
+        if self._max_parallel is None:
+            self.under_way += 1
+            run.task.queue.put(run)
+        else:
+            heappush(self.held, (-run.priority, run.order, run))
+            self._admit()
+
+    def _admit(self) -> None:
+        """Dispatch what ``max_parallel`` held back, as far as it allows now."""
+        limit = self._max_parallel
+        while self.held and limit is not None and self.under_way - self._blocked < limit:
+            run = heappop(self.held)[2]
+            self.under_way += 1
+            run.task.queue.put(run)
+
+    # ---- inside: what an end unlocks ------------------------------------------------------------
+
+    def _work_off(self) -> None:
+        """Do what the end of a task run leads to in turn: one after another, however long the chain is."""
+        agenda = self._agenda
+        while agenda:
+            step, subject = agenda.popleft()
+            step(subject)
+        if self.held:
+            self._admit()
+
+    def _ended(self, run: TaskRun, status: Status) -> None:
+        """A task run ended without an output, and whoever waits for it is told."""
+        task = run.task
+        run.status = status
+        task.live -= 1
+        task.runs += 1
+        note(task, status)
+        if task.watches:
+            self._tell_watches(run, None, task.watches)
+        if isinstance(run.extra, Call):
+            self._call_settled(run, status)
+        if type(run.extra) is Place:
+            return  # its map is told by the driver
+        if task.node is not None and self.edges is not None:
+            self.edges.fell(task.node)
+            self._edges_settle(run)
+        if run.scope is not None:
+            if run.slot is not None:
+                run.scope.failed.append(run.id)
+            self._agenda.append((self._leave, run.scope))
+
+    def _drop(self, run: TaskRun, failed: list[str]) -> None:
+        """A task run does not start, since what it depends on has failed."""
+        skip = run.task.on_dep_failure == "skip"
+        error = DependencyFailedError(run.id, failed)
+        status = SKIPPED if skip else FAILED
+        self.outbox.append(Settled(run.task, run, status, error, str(error)))
+        self._ended(run, status)
+
+    def _never(self, task: TaskState, status: Status, error: Exception | None, reason: str) -> None:
+        """A task that was expected does not run."""
+        note(task, status)
+        self.outbox.append(Settled(task, None, status, error, reason))
+
+    def _edges_follow(self, run: TaskRun, output: Any, follow: bool) -> bool:
+        """A task with edges succeeded; return whether it followed one."""
+        edges, node = self.edges, run.task.node
+        assert edges is not None, "only a graph has nodes"
+        edges.succeeded(node, output, follow=follow)
+        followed = follow and bool(edges.graph.followers[node])
+        loops = edges.graph.loops.get(node, ()) if follow else ()
+        for there in loops:
+            name = self._state_of(there).name
+            if not self.stopped:
+                self._request(NextTask(name), hash((run.path, -1 - there)), run.scope, None)
+        self._edges_settle(run)
+        return followed or bool(loops)
+
+    def _edges_settle(self, run: TaskRun) -> None:
+        """A run of a task with edges is over."""
+        edges, node = self.edges, run.task.node
+        assert edges is not None, "only a graph has nodes"
+        if self.stopped:
+            return
+        edges.reaches(node, run.scope)
+        if run.task.live:
+            return
+        if run.status is SUCCESS:  # right now: what it leads to counts in its scope before it leaves that
+            self._edges_over(node)
+        else:
+            self._agenda.append((self._edges_over, node))
+
+    def _edges_over(self, node: int) -> None:
+        """No run of a task is left: decide whatever waited for it, and what that decides in turn."""
+        edges = self.edges
+        assert edges is not None, "only a graph has nodes"
+        todo = deque([node])
+        while todo:
+            node = todo.popleft()
+            if self._state_of(node).live:
+                continue
+            decide = [node] if edges.expected[node] or edges.over(node) else edges.leave(node)
+            for there in decide:
+                if self._decide(there):
+                    todo.append(there)
+
+    def _decide(self, node: int) -> bool:
+        """Run, skip or fail what waits for nothing any more; True when nothing of the task is active after that."""
+        edges = self.edges
+        assert edges is not None, "only a graph has nodes"
+        task = self._state_of(node)
+        released = edges.release(node)
+        if edges.is_open(node) and not released:
+            return False
+        failed = edges.failed.get(node, ())
+        for run in released:
+            self._start_parked(run, failed)
+        if edges.is_open(node):
+            return False
+        expected = edges.expected[node]
+        if expected:
+            edges.unexpect(node)
+            self._decide_expected(task, node, failed)
+        edges.failed.pop(node, None)
+        return bool(expected) and not task.live
+
+    def _decide_expected(self, task: TaskState, node: int, failed: Sequence[int]) -> None:
+        edges = self.edges
+        assert edges is not None, "only a graph has nodes"
+        fired, edges.fired[node] = edges.fired[node], 0
+        if edges.unchosen(node):
+            self._skip(task, node, "it was not chosen")
+        elif failed and task.on_dep_failure != "run-anyway":
+            names = [edges.graph.names[each] for each in failed]
+            edges.fell(node)
+            error = DependencyFailedError(task.name, names)
+            self._never(task, SKIPPED if task.on_dep_failure == "skip" else FAILED, error, str(error))
+        elif fired or failed:
+            self._follow_edge(task, node)
+        elif not task.runs:
+            self._skip(task, node, "nothing that leads to it ran")
+
+    def _skip(self, task: TaskState, node: int, reason: str) -> None:
+        assert self.edges is not None, "only a graph has nodes"
+        self.edges.ran[node] = 0
+        if not task.runs:
+            self._never(task, SKIPPED, None, reason)
+
+    def _follow_edge(self, task: TaskState, node: int) -> None:
+        """Make the task run that the edges lead to."""
+        edges = self.edges
+        assert edges is not None, "only a graph has nodes"
+        limit = self._max_task_runs
+        if limit is not None and self.scheduled >= limit:
+            self.outbox.append(TaskRunLimitError(limit, task.name))
+            return
+        scope = edges.scope_of(node)
+        run = self._make(task, 1, None, hash((1, node, task.static)), self.scheduled, scope, None)
+        task.static += 1
+        task.count = task.count or 1
+        task.live += 1
+        task.inputs = None
+        self.scheduled += 1
+        if scope is not None:
+            scope.open += 1
+        run.upstream = edges.upstream(node)
+        lacking = self._lacking(task, None, False) if task.required else None
+        if lacking is not None:
+            error = BindingError(task.name, lacking, run.upstream or ())
+            self.outbox.append(Settled(task, run, FAILED, error, str(error)))
+            self._ended(run, FAILED)
+        else:
+            self._pass(run)
+
+    def _extra_finished(self, run: TaskRun, output: Any, requests: Sequence[NextTask] | None) -> bool:
+        """A submitted call, or an item of a map, succeeded; return whether it is terminal."""
+        terminal = False
+        if type(run.extra) is Place:
+            spread = run.extra.parent.extra
+            if type(spread) is Spread:  # else the map has failed
+                spread.outputs[run.extra.index] = output
+                spread.left -= 1
+        elif isinstance(run.extra, Call):
+            terminal = not requests and not run.requested and not run.extra.followers
+            self._call_settled(run, SUCCESS)
+            if run.scope is not None:
+                self._leave(run.scope)
+        self._work_off()
+        return terminal
+
+    def _call_ready(self, run: TaskRun) -> None:
+        """A submitted call waits for no other one any more."""
+        call = run.extra
+        if call.failed and run.task.on_dep_failure != "run-anyway":
+            self._drop(run, call.failed)
+        else:
+            self._pass(run)
+
+    def _call_settled(self, run: TaskRun, status: Status) -> None:
+        """A submitted call has ended: tell those that wait for it, and those that this ends in turn."""
+        run.extra.settled = status
+        todo = deque([(run.extra, run)])
+        while todo:
+            call, ended = todo.popleft()
+            followers, call.followers = call.followers, []
+            for follower in followers:
+                waiting = follower.run
+                if waiting is None or waiting not in self.pending:
+                    continue
+                if call.settled is not SUCCESS:
+                    follower.failed.append(ended.id)
+                follower.left -= 1
+                if follower.left:
+                    continue
+                self.pending.discard(waiting)
+                if follower.failed and waiting.task.on_dep_failure != "run-anyway":
+                    self._drop_call(waiting, follower)
+                    todo.append((follower, waiting))
+                else:
+                    self._pass(waiting)
+
+    def _drop_call(self, run: TaskRun, call: Call) -> None:
+        """As ``_drop``, for one of a chain of calls: a long chain must not recurse."""
+        skip = run.task.on_dep_failure == "skip"
+        error = DependencyFailedError(run.id, call.failed)
+        run.status = call.settled = SKIPPED if skip else FAILED
+        run.task.live -= 1
+        run.task.runs += 1
+        note(run.task, run.status)
+        self.outbox.append(Settled(run.task, run, run.status, error, str(error)))
+        if run.scope is not None:
+            self._agenda.append((self._leave, run.scope))
 
     def _watch(self, scope: Scope, slot: int, task: TaskState) -> None:
         """A sibling coalesced: the joins wait for what is under way of its task, and take its output.
@@ -489,6 +1099,8 @@ class Scheduler:
             if not watch.left:
                 watches.remove(watch)
                 taken = True
+                if run.status is not SUCCESS:
+                    watch.scope.failed.append(run.id)
                 if watch.scope.outputs is not None:
                     watch.scope.outputs[watch.slot] = output
                 self._leave(watch.scope)
@@ -503,19 +1115,50 @@ class Scheduler:
             for run in scope.joins:
                 self.pending.discard(run)
                 run.upstream = scope.outputs
-                self._dispatch(run)
+                if scope.failed and run.task.on_dep_failure != "run-anyway":
+                    self._drop(run, scope.failed)
+                elif run.task.node is not None:
+                    self._wait_for_edges(run, None)
+                else:
+                    self._pass(run)
             scope = scope.parent
 
     def _drain_queues(self) -> list[TaskRun]:
         """Take everything that is ready. A worker may be quicker; what it took has begun."""
         drained = []
-        for queue in {id(task.queue): task.queue for task in self.tasks.values()}.values():
-            while queue:
+        for queue in {id(task.queue): task.queue for task in self._states()}.values():
+            while True:
                 try:
                     drained.append(queue.popleft())
                 except IndexError:
                     break
         return drained
+
+
+def take_held(held: Held, run: TaskRun) -> bool:
+    """Take a run out of a gate that holds it back."""
+    for place, entry in enumerate(held):
+        if entry[2] is run:
+            del held[place]
+            held.sort()  # a sorted list is a heap
+            return True
+    return False
+
+
+def note(task: TaskState, status: Status) -> None:
+    """Keep the worst that became of a task's runs."""
+    if task.worst is None or WORSE.index(status) < WORSE.index(task.worst):
+        task.worst = status
+
+
+#: From the worst on.
+WORSE = (FAILED, ABANDONED, CANCELLED, SKIPPED)
+
+
+def _what_it_waits_for(run: TaskRun) -> str:
+    if isinstance(run.extra, Call):
+        return "the calls that it depends on"
+    return "its items" if type(run.extra) is Spread else "the other task runs of its list"
 
 
 def _no_task(name: str) -> None:

@@ -37,7 +37,7 @@ class Waiter:
 
     __slots__ = ("counted", "error", "external", "item", "key", "settled", "value", "wake")
 
-    def __init__(self, key: str, item: Any, external: bool) -> None:
+    def __init__(self, key: Any, item: Any, external: bool) -> None:
         self.key = key
         self.item = item  #: the task run that waits; None for code outside of any run
         self.external = external
@@ -59,19 +59,19 @@ class Idle:
 
 
 class Blocked:
-    """Everybody who waits for a key of one context."""
+    """Everybody who waits for a key of one context, or for a submitted call (whose handle is the key then)."""
 
     def __init__(self, context: Context[Any]) -> None:
         self.monitor = context._monitor  # not the context itself: that would be a circle
         self.values = context._values
         # Guarded by the monitor: everything below.
         self.runs: set[FlowRun] = set()  #: the runs under way that use the context
-        self.waiting: dict[str, list[Waiter]] = {}
+        self.waiting: dict[Any, list[Waiter]] = {}
         self.count = 0  #: waiters that are task runs of these runs, and not external; and the idle
 
     # ---- what a getter does ---------------------------------------------------------------------
 
-    def wait(self, key: str, default: Any, timeout: float | None, external: bool) -> Any:
+    def wait(self, key: Any, default: Any, timeout: float | None, external: bool) -> Any:
         """Block this thread until ``key`` is set; see ``Context.get``."""
         item: Any = current_run.get()
         if here.worker is None:
@@ -97,7 +97,7 @@ class Blocked:
                 self._resume(waiter, worker)
         return self._outcome(waiter, default)
 
-    async def await_(self, key: str, default: Any, timeout: float | None, external: bool) -> Any:
+    async def await_(self, key: Any, default: Any, timeout: float | None, external: bool) -> Any:
         """Wait for ``key`` without blocking the event loop; see ``Context.aget``."""
         import asyncio
 
@@ -129,6 +129,8 @@ class Blocked:
         with self.monitor:
             if waiter.key in self.values:
                 waiter.value, waiter.settled = self.values[waiter.key], True
+            elif not isinstance(waiter.key, str) and waiter.key.done():
+                waiter.settled = True
             elif item is not None and (item.given_up or item.cancelled):
                 waiter.error = TaskCancelledError(item.id)
             elif not self.runs:
@@ -181,7 +183,7 @@ class Blocked:
 
     # ---- what the engine does, under the monitor ------------------------------------------------
 
-    def satisfy(self, key: str, value: Any) -> None:
+    def satisfy(self, key: Any, value: Any) -> None:
         """``key`` was set: everybody who waits for it has the value, and is blocked no more."""
         for waiter in self.waiting.pop(key, ()):
             waiter.value, waiter.settled = value, True
@@ -261,7 +263,7 @@ class Blocked:
         waiters = [waiter for waiter in self._waiters() if waiter.counted]
         live = {name for run in self.runs for name, task in run.scheduler.tasks.items() if task.live}
         for waiter in waiters:
-            if waiter.key not in live:
+            if isinstance(waiter.key, str) and waiter.key not in live:
                 return waiter, ContextKeyError(waiter.key, waiter.item.id)
         if not waiters:
             return None

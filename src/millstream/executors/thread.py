@@ -1,6 +1,6 @@
 """The thread executor: plain functions on daemon threads of our own, for blocking I/O.
 
-May import: base, places, errors.
+May import: base, places, task, errors.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 from millstream.errors import FlowClosedError
 from millstream.executors.base import Executor, Workers
 from millstream.executors.places import Places, end_at_exit
+from millstream.task import check_count
 
 
 class ThreadExecutor(Executor):
@@ -51,17 +52,3 @@ def worker_count(max_workers: object) -> int:
     if max_workers is None:
         return min(32, (os.cpu_count() or 1) + 4)
     return check_count(max_workers, "max_workers")
-
-
-def check_count(value: object, what: str) -> int:
-    """Refuse a limit that is no whole number from 1 on.
-
-    Raises:
-        TypeError: it is no int.
-        ValueError: it is below 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} is a whole number, not {value!r}.")
-    if value < 1:
-        raise ValueError(f"{what} is at least 1, not {value}.")
-    return value

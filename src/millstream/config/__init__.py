@@ -1,0 +1,1 @@
+"""Flows that are written down: the grammar of edges, expressions, and the files that hold them."""

@@ -1,0 +1,204 @@
+"""What the static edges of a flow mean while it runs: who may still come, who may be decided.
+
+Every task is *active* while a run of it is pending or under way, or while one may still come along
+the edges: then it is *expected*. Each task counts its active dependencies and routers. At zero it is
+decided: it runs when a dependency that succeeded leads to it, it is skipped when none does, and a
+dependency that failed is a matter of its ``on_dep_failure``. A task that was asked for by name waits
+for its active dependencies as well, and is *parked* until then.
+
+A finish follows the edges anew: what it leads to is expected again, with all that comes after. So a
+task runs once for each wave that reaches it, with the newest outputs. Edges that lead back (``loops``)
+are not waited for.
+
+Pure, as the scheduler that owns it: tasks are numbers of the ``Graph``, and nothing is called.
+May import: graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from millstream.engine.scheduler import Scope, TaskRun
+    from millstream.graph import Graph
+
+
+class Edges:
+    """The state of a flow's edges in one run."""
+
+    __slots__ = (
+        "_active", "_open_needs", "_open_routers", "_parked", "_scoped", "_scopes", "expected",
+        "failed", "fired", "graph", "met", "outputs", "ran", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, graph: Graph) -> None:
+        tasks = len(graph.names)
+        self.graph = graph
+        self.expected = bytearray(tasks)  #: nothing asked for it by name, but edges may lead to it
+        self.waiting = 0  #: how many are expected
+        self.met = bytearray(tasks)  #: it was part of this run at some time
+        self.fired = bytearray(tasks)  #: a dependency that succeeded has led to it
+        self.ran = bytearray(tasks)  #: its newest run succeeded: ``outputs`` has what it gave
+        self.outputs: dict[int, Any] = {}
+        self.failed: dict[int, list[int]] = {}  #: what has failed of that which a task follows
+        self._active = bytearray(tasks)
+        self._open_needs = [0] * tasks
+        self._open_routers = [0] * tasks
+        self._parked: dict[int, list[tuple[TaskRun, bool]]] = {}
+        self._scoped = False  # only then is there anything in _scopes
+        self._scopes: dict[int, Scope | None] = {}
+
+    def activate(self, task: int) -> None:
+        """A task is asked for: it is pending, and whatever edges lead to from it is expected."""
+        active, met, expected = self._active, self.met, self.expected
+        if active[task]:
+            return
+        active[task] = met[task] = 1
+        counts = ((self.graph.followers, self._open_needs), (self.graph.routes, self._open_routers))
+        ways = [task]
+        while ways:
+            here = ways.pop()
+            for edges, open_ends in counts:
+                for there in edges[here]:
+                    open_ends[there] += 1
+                    if not active[there]:
+                        active[there] = met[there] = expected[there] = 1
+                        self.waiting += 1
+                        ways.append(there)
+
+    def holds(self, task: int, *, routers: bool) -> bool:
+        """Whether a run of a task has to wait for a dependency, or for what may choose the task, too."""
+        return bool(self._open_needs[task] or (routers and self._open_routers[task]))
+
+    def park(self, task: int, run: TaskRun, *, routers: bool) -> None:
+        """A run of a task waits for what ``holds`` it; it is not merely expected any more."""
+        self._parked.setdefault(task, []).append((run, routers))
+
+    @property
+    def done(self) -> bool:
+        """Nothing waits for an edge."""
+        return not (self.waiting or self._parked)
+
+    def parked(self) -> list[TaskRun]:
+        """Return all runs that wait."""
+        return [run for runs in self._parked.values() for run, _ in runs]
+
+    def unexpect(self, task: int) -> None:
+        """Something that was expected is there, or will never be."""
+        if self.expected[task]:
+            self.expected[task] = 0
+            self.waiting -= 1
+
+    def succeeded(self, task: int, output: Any, *, follow: bool) -> None:
+        """A run of a task gave its output; ``follow`` unless it has chosen for itself what comes next."""
+        self.ran[task] = 1
+        self.outputs[task] = output
+        if follow:
+            fired = self.fired
+            for there in self.graph.followers[task]:
+                fired[there] = 1
+
+    def fell(self, task: int) -> None:
+        """A run of a task failed, or was skipped since something before it failed."""
+        self.ran[task] = 0
+        for edges in (self.graph.followers, self.graph.routes):
+            for there in edges[task]:
+                self.failed.setdefault(there, []).append(task)
+
+    def reaches(self, task: int, scope: Scope | None) -> None:
+        """A task that counts in ``scope`` is over: what it leads to counts there too, as far as all of it does."""
+        if scope is None and not self._scoped:
+            return
+        self._scoped = True
+        for edges in (self.graph.followers, self.graph.routes):
+            for there in edges[task]:
+                self._scopes[there] = common(self._scopes.get(there, scope), scope)
+
+    def scope_of(self, task: int) -> Scope | None:
+        """Return the scope in which the next run of a task counts."""
+        return self._scopes.pop(task, None) if self._scoped else None
+
+    def over(self, task: int) -> bool:
+        """No run of a task is left; return whether it may come again, and is expected therefore."""
+        if not self._active[task]:
+            return False
+        if self.fired[task] or self._open_needs[task] or self._open_routers[task]:
+            self.expected[task] = 1
+            self.waiting += 1
+            return True
+        return False
+
+    def leave(self, task: int) -> list[int]:
+        """A task is not active any more; return those that this lets decide, in the order of registration."""
+        decide: list[int] = []
+        if not self._active[task]:
+            return decide
+        self._active[task] = 0
+        needs, routers, expected, parked = self._open_needs, self._open_routers, self.expected, self._parked
+        for there in self.graph.followers[task]:
+            needs[there] -= 1
+            if not needs[there] and ((expected[there] and not routers[there]) or there in parked):
+                decide.append(there)
+        for there in self.graph.routes[task]:
+            routers[there] -= 1
+            if not routers[there] and not needs[there] and (expected[there] or there in parked):
+                decide.append(there)
+        return decide
+
+    def is_open(self, task: int) -> bool:
+        """Whether something active can still lead to a task."""
+        return bool(self._open_needs[task] or self._open_routers[task])
+
+    def release(self, task: int) -> list[TaskRun]:
+        """Return the runs of a task that were parked and need not wait any longer."""
+        parked = self._parked.pop(task, None)
+        if parked is None:
+            return []
+        kept, released = [], []
+        for run, routers in parked:
+            if self.holds(task, routers=routers):
+                kept.append((run, routers))
+            else:
+                released.append(run)
+        if kept:
+            self._parked[task] = kept
+        return released
+
+    def unchosen(self, task: int) -> bool:
+        """Whether a task that nobody asked for by name is one that has to be chosen, and could have been."""
+        routers = self.graph.routers[task]
+        if not routers or not any(self.met[router] for router in routers):
+            return False
+        return not any(router in self.failed.get(task, ()) for router in routers)
+
+    def upstream(self, task: int) -> dict[str, Any] | None:
+        """Return the outputs of the dependencies that ran, by name; None when none is part of this run."""
+        needs = self.graph.needs[task]
+        if not any(self.met[need] for need in needs):
+            return None
+        names, ran, outputs = self.graph.names, self.ran, self.outputs
+        return {names[need]: outputs[need] for need in needs if ran[need]}
+
+    def waits_for(self, task: int) -> list[str]:
+        """Return the names of what a task waits for."""
+        graph = self.graph
+        return [graph.names[need] for need in (*graph.needs[task], *graph.routers[task]) if self._active[need]]
+
+    def stop(self) -> list[int]:
+        """Nothing comes any more: return what was expected."""
+        left = [task for task, expected in enumerate(self.expected) if expected] if self.waiting else []
+        self.expected = bytearray(len(self.expected))
+        self.waiting = 0
+        self._parked = {}
+        return left
+
+
+def common(one: Scope | None, other: Scope | None) -> Scope | None:
+    """Return the innermost scope that is around both."""
+    around = set()
+    while one is not None:
+        around.add(one)
+        one = one.parent
+    while other is not None and other not in around:
+        other = other.parent
+    return other

@@ -1,0 +1,224 @@
+"""The edges of a flow as a graph: checking, order, parts of it. Pure functions over names and numbers.
+
+There are two kinds of edges. A *dependency* says that one task must finish before another starts; a
+*route* says that one task may choose another. Dependencies must not go in a circle. Routes may: a route
+that leads back is a loop, and choosing it is a request like any other. Nothing here recurses, and
+everything is linear in the number of edges. May import: errors.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from millstream.errors import CycleError, TaskNotFoundError
+
+Names = Mapping[str, Sequence[str]]
+Numbers = Sequence[Sequence[int]]
+
+
+class Graph:
+    """The edges of a flow, compiled: every task has a number, in the order of registration.
+
+    Args:
+        dependencies: for each task, in order, what it depends on.
+        routes: for the tasks that choose, what they may choose.
+
+    Every name must be a key of ``dependencies``; see ``problems``.
+    """
+
+    __slots__ = (
+        "_has_circles",
+        "_rooted",
+        "followers",
+        "loops",
+        "names",
+        "needs",
+        "number",
+        "roots",
+        "routers",
+        "routes",
+    )
+
+    def __init__(self, dependencies: Names, routes: Names) -> None:
+        self.names: Sequence[str] = list(dependencies)
+        self.number = {name: number for number, name in enumerate(self.names)}
+        number = self.number
+        self.needs: Numbers = [[number[name] for name in needs] for needs in dependencies.values()]
+        self.routes: Numbers = [[number[name] for name in routes.get(task, ())] for task in self.names]
+        self.followers: Numbers = reverse(self.needs)
+        self.routers: Numbers = reverse(self.routes)
+        #: Edges that close a circle, seen from where a run starts: nobody waits for anything along them.
+        self.loops: Mapping[int, Sequence[int]] = {}
+        self.roots = [task for task in range(len(self.names)) if not self.needs[task] and not self.routers[task]]
+        self._has_circles: bool | None = None
+        self._rooted: tuple[object, Graph] | None = None
+
+    def has_edges(self, task: int) -> bool:
+        """Whether any edge begins or ends at a task."""
+        return bool(self.needs[task] or self.followers[task] or self.routes[task] or self.routers[task])
+
+    def after(self, tasks: Iterable[int]) -> set[int]:
+        """Return these tasks and all that edges lead to from them."""
+        return reach(tasks, self.followers, self.routes)
+
+    def before(self, tasks: Iterable[int]) -> set[int]:
+        """Return these tasks and all that they depend on, or that chooses them."""
+        return reach(tasks, self.needs, self.routers)
+
+    def part(self, tasks: set[int]) -> Graph:
+        """Return the graph with the edges among ``tasks`` alone; the numbers stay."""
+        part = self._copy()
+        for side in ("needs", "followers", "routes", "routers"):
+            edges = getattr(self, side)
+            setattr(part, side, [[b for b in edges[a] if b in tasks] if a in tasks else [] for a in range(len(edges))])
+        part.roots = [task for task in sorted(tasks) if not part.needs[task] and not part.routers[task]]
+        return part
+
+    def rooted(self, starts: Sequence[int]) -> Graph:
+        """Return the graph without circles as a run sees it that begins at ``starts``.
+
+        An edge that leads back to where it came from is taken out and noted in ``loops``.
+        """
+        if self._has_circles is None:
+            self._has_circles = next(circles(self._edges()), None) is not None
+        if not self._has_circles:
+            return self
+        key = tuple(starts)
+        if self._rooted is None or self._rooted[0] != key:
+            every = range(len(self.names))
+            self._rooted = (key, self._without(back_edges(self._edges(), [*starts, *self.roots, *every])))
+        return self._rooted[1]
+
+    def _edges(self) -> list[list[int]]:
+        return [[*after, *routes] for after, routes in zip(self.followers, self.routes, strict=True)]
+
+    def _without(self, back: set[tuple[int, int]]) -> Graph:
+        graph = self._copy()
+        for side, turned in (("followers", False), ("routes", False), ("needs", True), ("routers", True)):
+            kept = [
+                [b for b in ends if ((b, a) if turned else (a, b)) not in back]
+                for a, ends in enumerate(getattr(self, side))
+            ]
+            setattr(graph, side, kept)
+        loops: dict[int, list[int]] = {}
+        for a, b in sorted(back):
+            if b in self.followers[a]:
+                loops.setdefault(a, []).append(b)
+        graph.loops = loops
+        return graph
+
+    def _copy(self) -> Graph:
+        copy = object.__new__(Graph)
+        for slot in Graph.__slots__:
+            setattr(copy, slot, getattr(self, slot))
+        copy._rooted = None
+        copy._has_circles = self._has_circles and None  # fewer edges have no more circles
+        return copy
+
+
+def problems(dependencies: Names, routes: Names) -> list[Exception]:
+    """Return everything that is wrong with these edges: names of no task, and circles of dependencies."""
+    found: list[Exception] = []
+    for task, ends in [*dependencies.items(), *routes.items()]:
+        for name in ends:
+            if name not in dependencies:
+                error = TaskNotFoundError(name, dependencies)
+                error.add_note(f"Task {task} names it in its depends_on or routes.")
+                found.append(error)
+    number = {name: n for n, name in enumerate(dependencies)}
+    names = list(dependencies)
+    needs = [[number[name] for name in ends if name in number] for ends in dependencies.values()]
+    found += [CycleError([names[task] for task in circle]) for circle in circles(reverse(needs))]
+    return found
+
+
+def reverse(edges: Numbers) -> list[list[int]]:
+    """Return the edges turned round."""
+    turned: list[list[int]] = [[] for _ in edges]
+    for a, ends in enumerate(edges):
+        for b in ends:
+            turned[b].append(a)
+    return turned
+
+
+def reach(starts: Iterable[int], *edges: Numbers) -> set[int]:
+    """Return what can be reached along any of ``edges``, the starts included."""
+    found = set(starts)
+    open_ends = list(found)
+    while open_ends:
+        a = open_ends.pop()
+        for side in edges:
+            for b in side[a]:
+                if b not in found:
+                    found.add(b)
+                    open_ends.append(b)
+    return found
+
+
+def circles(edges: Numbers) -> Iterator[list[int]]:
+    """Yield paths that go in a circle, at least one if there is any: the last member is the first again.
+
+    Whatever has nothing before it is taken away, again and again (Kahn's algorithm), and then whatever
+    has nothing after it: circles are left, and what lies between them. Each task is walked over once,
+    so of circles that share tasks some are found only when the others are mended.
+    """
+    left = _peeled(set(range(len(edges))), edges)
+    left = _peeled(left, reverse(edges))
+    for start in sorted(left):
+        path, seen = [start], {start: 0}
+        while start in left:
+            following = next((b for b in edges[path[-1]] if b in left), None)
+            if following is None:  # it led out to a circle that has been told already
+                break
+            if following in seen:
+                yield [*path[seen[following] :], following]
+                break
+            seen[following] = len(path)
+            path.append(following)
+        left.difference_update(path)
+
+
+def _peeled(tasks: set[int], edges: Numbers) -> set[int]:
+    """Take away what no edge from another of ``tasks`` leads to, until there is no such task."""
+    before = dict.fromkeys(tasks, 0)
+    for a in tasks:
+        for b in edges[a]:
+            if b in before:
+                before[b] += 1
+    free = deque(task for task, count in before.items() if not count)
+    left = set(tasks)
+    while free:
+        a = free.popleft()
+        left.discard(a)
+        for b in edges[a]:
+            if b in before:
+                before[b] -= 1
+                if not before[b]:
+                    free.append(b)
+    return left
+
+
+def back_edges(edges: Numbers, starts: Iterable[int]) -> set[tuple[int, int]]:
+    """Return the edges that lead back to where a walk from ``starts``, depth first, is on its way from."""
+    back: set[tuple[int, int]] = set()
+    seen: set[int] = set()
+    for start in starts:
+        if start in seen:
+            continue
+        seen.add(start)
+        way, here = [(start, iter(edges[start]))], {start}
+        while way:
+            a, ends = way[-1]
+            for b in ends:
+                if b in here:
+                    back.add((a, b))
+                elif b not in seen:
+                    seen.add(b)
+                    here.add(b)
+                    way.append((b, iter(edges[b])))
+                    break
+            else:
+                here.discard(a)
+                way.pop()
+    return back

@@ -1,0 +1,279 @@
+"""What became of a run, as values: ``RunReport``, its rows, and the trace of its attempts.
+
+The engine makes them, once, from what it knows of a run; whoever has one may keep it, compare it and write
+it down, long after the run and its flow are gone.
+
+Rule 1: an error becomes text at once, so that a report keeps no frames and no locals alive.
+Rule 2: results, messages and names come from others. Nothing here fails because they cannot be shown.
+
+May import: values, events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from heapq import heappush, heapreplace
+from typing import TYPE_CHECKING, Any
+
+from millstream.events import Record, shown
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from millstream.values import Status
+
+#: Messages are cut to this many characters where they stand in a table.
+_WIDEST = 120
+
+
+class ErrorReport(Record):
+    """An exception as text; unlike the exception itself it can be pickled, stored and sent."""
+
+    __slots__ = ("message", "traceback", "type")
+
+    def __init__(self, type: str, message: str, traceback: str) -> None:
+        self.type = type  #: name of the class, with its module unless that is ``builtins`` or ``__main__``
+        self.message = message  #: what ``str`` says of it; may be empty
+        self.traceback = traceback  #: what Python would print of it, with its causes and notes
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorReport:
+        """Describe an exception. This never raises, whatever the exception's own methods do."""
+        name, message = _class_name(error), shown(error, str)
+        return cls(name, message, _traceback(error, f"{name}: {message}" if message else name))
+
+    def to_dict(self) -> dict[str, str]:
+        """Return ``{"type", "message", "traceback"}``."""
+        return {"type": self.type, "message": self.message, "traceback": self.traceback}
+
+    def first_line(self) -> str:
+        """Return the message on one line that fits a table; the type where it says nothing."""
+        lines = self.message.strip().splitlines() or [self.type]
+        return lines[0] if len(lines[0]) <= _WIDEST else f"{lines[0][: _WIDEST - 1]}…"
+
+
+class TaskReport(Record):
+    """All task runs of one task in one row, so that a report does not grow with their number."""
+
+    __slots__ = ("attempt", "error", "finished_at", "result", "runs", "started_at", "status")
+
+    def __init__(
+        self,
+        status: Status,
+        attempt: int,
+        runs: int,
+        started_at: float | None,
+        finished_at: float | None,
+        error: ErrorReport | None = None,
+        result: Any = None,
+    ) -> None:
+        self.status = status  #: the worst of them
+        self.attempt = attempt  #: the number of the newest attempt, 0 before the first
+        self.runs = runs  #: how many task runs have ended
+        self.started_at = started_at  #: when the first one began, in seconds since the epoch; None before that
+        self.finished_at = finished_at  #: when the last one ended; None before that
+        self.error = error  #: why the first one failed that did
+        self.result = result  #: the newest output, the object itself
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name: the status as a string, the error as a dict, the result as it is."""
+        return self._fields() | {"status": str(self.status), "error": self.error and self.error.to_dict()}
+
+
+class TaskTrace(Record):
+    """One attempt of a task run, kept when a run is made with ``trace=True``."""
+
+    __slots__ = ("attempt", "finished_at", "id", "started_at", "status", "task", "worker")
+
+    def __init__(
+        self, task: str, id: str, attempt: int, status: Status, started_at: float, finished_at: float, worker: str
+    ) -> None:
+        self.task = task  #: name of the task
+        self.id = id  #: id of the task run, such as ``count#2``
+        self.attempt = attempt  #: 1 for the first
+        self.status = status  #: how the attempt ended
+        self.started_at = started_at  #: in seconds since the epoch
+        self.finished_at = finished_at  #: in seconds since the epoch
+        self.worker = worker  #: name of the thread or event loop that it ran in
+
+    @property
+    def duration(self) -> float:
+        """Seconds that the attempt took, at least 0.0 (somebody may have set the clock back)."""
+        return max(0.0, self.finished_at - self.started_at)
+
+
+class RunReport(Record):
+    """What became of a run and of its tasks; see ``FlowRun.report``."""
+
+    __slots__ = ("created_at", "error", "finished_at", "flow", "metadata", "run_id", "status", "tasks", "trace")
+
+    def __init__(
+        self,
+        run_id: str,
+        flow: str,
+        metadata: Mapping[str, Any],
+        created_at: float,
+        finished_at: float | None,
+        status: Status,
+        tasks: dict[str, TaskReport],
+        trace: tuple[TaskTrace, ...] | None = None,
+        error: ErrorReport | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.flow = flow  #: name of the flow
+        self.metadata = metadata  #: what the run was given as ``metadata``
+        self.created_at = created_at  #: in seconds since the epoch
+        self.finished_at = finished_at  #: in seconds since the epoch; None while it runs
+        self.status = status  #: ``RUNNING``, ``SUCCESS``, ``FAILED`` or ``CANCELLED``
+        self.tasks = tasks  #: one row for each task, by name
+        self.trace = trace  #: every attempt of every task run; None without ``trace=True``
+        self.error = error  #: why the run ended, None when it succeeded or runs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{"run_id", "flow", "metadata", "created_at", "finished_at", "status", "tasks"}``.
+
+        ``tasks`` has ``TaskReport.to_dict()`` by name. Results and metadata are the objects themselves, so
+        whether the whole can be written as JSON is up to them.
+        """
+        return {
+            "run_id": self.run_id,
+            "flow": self.flow,
+            "metadata": dict(self.metadata),
+            "created_at": self.created_at,
+            "finished_at": self.finished_at,
+            "status": str(self.status),
+            "tasks": {name: task.to_dict() for name, task in self.tasks.items()},
+        }
+
+    def to_text(self) -> str:
+        """Return the report as a table for people: status, runs, attempt, seconds and error of each task."""
+        said = [f"Run {self.run_id} of {self.flow}: {self.status}"]
+        if self.finished_at is not None:
+            said[0] += f" after {_seconds(self.created_at, self.finished_at)} s"
+        if self.error is not None:
+            said.append(f"{self.error.type}: {self.error.first_line()}")
+        if self.tasks:
+            head = ("task", "status", "runs", "attempt", "seconds", "error")
+            said += ["", *_table([head, *(_row(name, task) for name, task in self.tasks.items())])]
+        return "\n".join(said)
+
+    def to_chrome_trace(self, path: str | PathLike[str] | None = None) -> str:
+        """Return the trace as JSON for ``chrome://tracing`` and Perfetto; write it to ``path`` too if given.
+
+        Every attempt is one bar, in microseconds since the start of the run, and every worker is one row.
+        A worker whose attempts overlap, as coroutines do, has as many rows as that takes: the format knows
+        no overlap in one row.
+
+        Source: "Trace Event Format", JSON object format, with complete events ("X") and metadata events
+        ("M"), https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+
+        Raises:
+            ValueError: the run kept no trace.
+            OSError: ``path`` cannot be written.
+        """
+        import json  # only for this, and not small
+
+        if self.trace is None:
+            raise ValueError(f"Run {self.run_id} kept no trace: run it with trace=True.")
+        text = json.dumps({"traceEvents": _chrome_events(self.flow, self.created_at, self.trace)})
+        if path is not None:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        return text
+
+    def __repr__(self) -> str:
+        states = [str(task.status) for task in self.tasks.values()]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+        said = f"{len(states)} task{'' if len(states) == 1 else 's'}{': ' if states else ''}{counts}"
+        return f"<RunReport {self.run_id}: {self.status}, {said}>"
+
+
+def _class_name(error: BaseException) -> str:
+    """Return the name of an exception's class as a traceback gives it."""
+    kind = type(error)
+    module = kind.__module__
+    return kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
+
+
+def _traceback(error: BaseException, last_line: str) -> str:
+    """Return the traceback of an exception as text; the stack and ``last_line`` where it has no better."""
+    import traceback  # only for errors, and not small
+
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # its notes, its causes or its fields raise, and they may raise anything
+        stack = shown(error, lambda error: "".join(traceback.format_tb(error.__traceback__))).rstrip()
+        return f"Traceback (most recent call last):\n{stack}\n{last_line}\n" if stack else f"{last_line}\n"
+
+
+def _seconds(begin: float | None, end: float | None) -> str:
+    """Return the seconds between two instants for a table."""
+    return "-" if begin is None or end is None else f"{max(0.0, end - begin):.3f}"
+
+
+def _row(name: str, task: TaskReport) -> tuple[str, ...]:
+    """Return the cells of one task."""
+    error = "" if task.error is None else task.error.first_line()
+    seconds = _seconds(task.started_at, task.finished_at)
+    return name, str(task.status), str(task.runs), str(task.attempt), seconds, error
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    """Return rows of six cells as lines: words to the left, the three numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(
+            cell.rjust(width) if 2 <= at <= 4 else cell.ljust(width) for at, (cell, width) in enumerate(cells)
+        ).rstrip()
+
+
+def _chrome_events(flow: str, created_at: float, trace: Iterable[TaskTrace]) -> list[dict[str, Any]]:
+    """Return the trace events of a run, the names of its rows first."""
+    lanes = _Lanes()
+    bars = []
+    for attempt in sorted(trace, key=lambda attempt: attempt.started_at):
+        begin = round(max(0.0, attempt.started_at - created_at) * 1e9)
+        end = begin + round(attempt.duration * 1e9)
+        bars.append(
+            {
+                "name": attempt.task,
+                "cat": "task",
+                "ph": "X",
+                "ts": begin / 1000,
+                "dur": (end - begin) / 1000,
+                "pid": 1,
+                "tid": lanes.take(attempt.worker, begin, end),
+                "args": {"id": attempt.id, "attempt": attempt.attempt, "status": str(attempt.status)},
+            }
+        )
+    names = [_chrome_name("process_name", 0, flow)]
+    names += [_chrome_name("thread_name", number, name) for number, name in enumerate(lanes.names, 1)]
+    return names + bars
+
+
+def _chrome_name(what: str, tid: int, name: str) -> dict[str, Any]:
+    """Return the metadata event that names a process or one of its rows."""
+    return {"name": what, "ph": "M", "pid": 1, "tid": tid, "args": {"name": name}}
+
+
+class _Lanes:
+    """The rows of a trace: as few for each worker as show its attempts without overlap."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []  #: of the rows; row n is at n - 1
+        self._rows: dict[str, list[tuple[int, int]]] = {}  #: by worker, a heap: when each row is free again, its number
+
+    def take(self, worker: str, begin: int, end: int) -> int:
+        """Return the number of a row that is free from ``begin`` on, and take it until ``end``.
+
+        Calls come in the order of ``begin``.
+        """
+        rows = self._rows.setdefault(worker, [])
+        if rows and rows[0][0] <= begin:
+            number = rows[0][1]
+            heapreplace(rows, (end, number))
+            return number
+        self.names.append(f"{worker} ({len(rows) + 1})" if rows else worker)
+        heappush(rows, (end, len(self.names)))
+        return len(self.names)
