@@ -1220,6 +1220,9 @@ def running_loop(*, required: bool = True) -> Any:
     return loop
 
 
+# Who wants the log says so: without this, Python itself would print warnings of a logger without handlers.
+logging.getLogger("millstream").addHandler(logging.NullHandler())
+
 _at_exit: weakref.WeakSet[Flow] = weakref.WeakSet()
 _registered: list[bool] = []
 

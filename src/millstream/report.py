@@ -197,13 +197,19 @@ def _class_name(error: BaseException) -> str:
 
 def _traceback(error: BaseException, last_line: str) -> str:
     """Return the traceback of an exception as text; the stack and ``last_line`` where it has no better."""
-    import traceback  # only for errors, and not small
-
     try:
+        import traceback  # only for errors, and not small; an interpreter that shuts down imports nothing
+
         return "".join(traceback.format_exception(error))
     except BaseException:  # its notes, its causes or its fields raise, and they may raise anything
-        stack = shown(error, lambda error: "".join(traceback.format_tb(error.__traceback__))).rstrip()
+        stack = shown(error, _stack).rstrip()
         return f"Traceback (most recent call last):\n{stack}\n{last_line}\n" if stack else f"{last_line}\n"
+
+
+def _stack(error: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_tb(error.__traceback__))
 
 
 def _seconds(begin: float | None, end: float | None) -> str:

@@ -456,7 +456,9 @@ class FlowRun(Waiting):
         if error is not None:
             error.add_note(f"While the next tasks of task run {feed.owner.id} were pulled (flow run {self.id}).")
             plain = isinstance(error, Exception) and not isinstance(error, SILENT)
-            self._note_failure(feed.owner.task, feed.owner, error if plain else as_failure(feed.owner.id, error))
+            failure = error if plain else as_failure(feed.owner.id, error)
+            self._note_failure(feed.owner.task, failure)
+            self._blame_task(feed.owner, failure)
         if ended or error is not None or self.stopping:
             self.monitor.later.append((feed.close, ()))
             scheduler.close_list(feed.scope)
@@ -524,50 +526,50 @@ class FlowRun(Waiting):
             self._after()
 
     def _fail(self, item: Item, error: BaseException, status: Status) -> None:
-        """A task run has failed for good, or was cancelled or given up."""
+        """A task run has failed for good, or was cancelled or given up; and the map that it is an item of."""
         self._watch_failure(item, error, None)
+        parent = self._unmap(item.extra.parent) if type(item.extra) is Place else None
         if status is not CANCELLED:
-            self._note_failure(item.task, item, error)
-        self.scheduler.failed(item, status)
-        self._close_list(item)
+            self._note_failure((parent or item).task, error)
+            self._blame_task(parent or item, error)  # before anything could start because of its end
+        for ended in (item, parent):
+            if ended is not None and ended.status is RUNNING:
+                self.scheduler.failed(ended, FAILED if ended is parent and status is ABANDONED else status)
+                self._close_list(ended)
         if isinstance(item.extra, Call):
             item.extra.fail(self, error)
-        elif type(item.extra) is Place:
-            self._map_failed(item.extra.parent, error, status)
         self._after()
 
-    def _map_failed(self, item: Any, error: BaseException, status: Status) -> None:
-        """An item of a map failed: so does the map, and items that have not begun never do."""
-        parts = self.scheduler.unmap(item)
-        for part in parts:
-            self.scheduler.cancel(part)
-        users = [part for part in parts if part.task.uses]
+    def _unmap(self, item: Item) -> Item | None:
+        """An item of a map failed, so the map does: those that have not begun never do. None: it had failed before."""
+        if item.status is not RUNNING:
+            return None
+        users = []
+        for part in self.scheduler.unmap(item):
+            if self.scheduler.cancel(part) and part.task.uses:
+                users.append(part)
         if users:
             self.monitor.later.append((self.plan.limits.give_back, (users,)))
-        if item.status is RUNNING:
-            self._fail(item, error, FAILED if status is ABANDONED else status)
+        return item
 
-    def _note_failure(self, task: RunTask, item: Item | None, error: BaseException) -> None:
-        """Keep a failure for the report, and let it end the run if that is how it is to be."""
+    def _note_failure(self, task: RunTask, error: BaseException) -> None:
+        """Keep the first failure of a task for the report."""
         if task.failure is None:
             task.failure = Failure(error)
             self.monitor.later.append((task.failure.text, ()))
-        if isinstance(error, CONSEQUENCES):
-            self.failures += 1  # what failed is known already
-        else:
-            self._blame_task(item, error)
 
-    def _blame_task(self, item: Item | None, error: BaseException) -> None:
-        """A task has failed for good: what that means for the run."""
-        called = item is not None and isinstance(item.extra, Call)
+    def _blame_task(self, item: Item, error: BaseException) -> None:
+        """A task run has failed for good, by itself: what that means for the run."""
+        called = isinstance(item.extra, Call)
         if self.plan.on_error == "raise" and not called and not self.is_session:
             self._blame(error)
             return
         self.failures += 1
         if self.plan.on_error == "log":
-            self.monitor.later.append((log_failure, (self.plan.logger, self.id, item and item.id, error)))
-        elif self.plan.on_error == "raise" and not called:
-            self.unasked[item] = error
+            self.monitor.later.append((log_failure, (self.plan.logger, self.id, item.id, error)))
+        elif self.plan.on_error == "raise":
+            # Raised at the end of the run, unless somebody asks for it before.
+            self.unasked[item.extra.handle if called else item] = error
 
     def _see_to_outbox(self) -> None:
         """Do what the scheduler leaves to the driver."""
@@ -604,7 +606,11 @@ class FlowRun(Waiting):
             facts = (task.name, id, 0, 0.0, entry.error, False, None)
             self.tell(TaskFailureEvent(self.id, self.plan.flow, self.wall(), *facts))
         if entry.error is not None:
-            self._note_failure(task, run, entry.error)
+            self._note_failure(task, entry.error)
+            if isinstance(entry.error, DependencyFailedError):
+                self.failures += 1  # what failed has been told already
+            else:
+                self._blame_task(run, entry.error)
             if run is not None and isinstance(run.extra, Call):
                 run.extra.fail(self, entry.error)
 
@@ -882,8 +888,9 @@ class FlowRun(Waiting):
         scheduler = self.scheduler
         if self.finished:
             return
-        if scheduler.done and not self.open:
-            self._finish()
+        if scheduler.done:
+            if not self.open:
+                self._finish()
         elif self.blocked.count:
             self.blocked.check()
         elif not self.movers:
@@ -1080,9 +1087,6 @@ class FlowRun(Waiting):
             self._explain(item, failure)
         self.monitor.post(self.failed, item, failure)
 
-
-#: Failures that follow from another one.
-CONSEQUENCES = (DependencyFailedError, RunCancelledError, TaskCancelledError)
 
 #: What a router that gives only a name sends along.
 NOTHING = object()

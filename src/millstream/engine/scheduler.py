@@ -380,7 +380,9 @@ class Scheduler:
             self._leave(scope)
         if self._agenda or self.held:
             self._work_off()
-        return run.slot is None and not requests and not run.requested and not taken and not followed
+        if requests or followed or taken or run.requested:
+            return False
+        return run.slot is None or run.slot < 0
 
     def failed(self, run: TaskRun, status: Status = FAILED) -> None:
         """A task run ended without an output: FAILED, CANCELLED, or ABANDONED (its code goes on)."""

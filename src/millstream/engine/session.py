@@ -15,7 +15,7 @@ from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from millstream.engine.run import CONSEQUENCES, FlowRun
+from millstream.engine.run import FlowRun
 from millstream.engine.scheduler import Call
 from millstream.errors import FlowError, TaskCancelledError
 from millstream.task import check_wait, current_run
@@ -72,8 +72,6 @@ class Submitted(Call):
         if run.blocked.waiting and handle in run.blocked.waiting:
             run.blocked.satisfy(handle, None)
         handle._settle(output, error)
-        if error is not None and run.plan.on_error == "raise" and not isinstance(error, CONSEQUENCES):
-            run.unasked[handle] = error  # raised at the end of the run, unless somebody asks before
         run.monitor.later.append((handle._tell, ()))
 
 
