@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
+from operator import itemgetter
 
 import pytest
 
-from millstream.engine.scheduler import Scheduler, Scope, TaskRun, TaskState
-from millstream.errors import BindingError, StateError, TaskNotFoundError, TaskRunLimitError
+from millstream.engine.edges import Edges
+from millstream.engine.ready import Ready
+from millstream.engine.scheduler import (
+    Call,
+    Coalesced,
+    Scheduler,
+    Scope,
+    Settled,
+    Spread,
+    TaskRun,
+    TaskState,
+    Watch,
+)
+from millstream.errors import BindingError, DependencyFailedError, StateError, TaskNotFoundError, TaskRunLimitError
+from millstream.graph import Graph
 from millstream.values import NextTask, Status
 
 
@@ -16,11 +30,14 @@ class Story:
 
     Every event returns ``seen()``: all that can be seen of the run, without what is empty. The task
     ``sum`` collects the outputs of its siblings when it is a join; ``picky`` refuses to be called
-    without inputs.
+    without inputs. ``edges`` and ``routes`` make a graph, ``tasks`` gives options of tasks by name.
     """
 
-    def __init__(self, **options):
-        self.queue: deque[TaskRun] = deque()
+    def __init__(self, *, edges=None, routes=None, tasks=None, **options):
+        if edges is not None:
+            options["graph"] = Graph(edges, routes or {})
+        self.graph, self.tasks = options.get("graph"), tasks or {}
+        self.queue = Ready()
         self.running: dict[str, TaskRun] = {}
         self.begun: list[TaskRun] = []
         self.terminal: dict[str, object] = {}
@@ -29,7 +46,9 @@ class Story:
     def find(self, name):
         if name == "nope":
             return None
-        return TaskState(name, self.queue, refuse=refuse if name == "picky" else None, collects=name == "sum")
+        node = None if self.graph is None else self.graph.number.get(name)
+        facts = {"required": ("number",) if name == "picky" else (), "collects": name == "sum", "node": node}
+        return TaskState(name, self.queue, **facts | self.tasks.get(name, {}))
 
     def start(self, *names):
         self.scheduler.start(listed(names))
@@ -44,12 +63,15 @@ class Story:
             self.begun.append(run)
         return self.seen()
 
-    def finish(self, id, *requests, output=None):
-        """Finish a task run, which begins now if it has not yet; as FlowRun.settle does."""
+    def finish(self, id, *requests, output=None, none=False):
+        """Finish a task run, which begins now if it has not yet; as FlowRun.settle does.
+
+        Without requests it follows its edges, or with ``none`` it has chosen to go nowhere.
+        """
         if id not in self.running:
             self.begin(id)
-        run, asked = self.running[id], listed(requests)
-        joins = self.scheduler.check(asked, run)
+        run, asked = self.running[id], listed(requests) if requests or none else None
+        joins = self.scheduler.check(asked, run) if asked else False
         if self.scheduler.finished(run, output, asked, joins):
             self.terminal[id] = output
         del self.running[id]
@@ -60,6 +82,46 @@ class Story:
             self.begin(id)
         self.scheduler.failed(self.running.pop(id), status)
         return self.seen()
+
+    def retry(self, id, status=Status.FAILED):
+        """An attempt fails, and is to be tried again: return the next one."""
+        if id not in self.running:
+            self.begin(id)
+        return self.scheduler.retry(self.running.pop(id), status)
+
+    def due(self, run):
+        self.scheduler.due(run)
+        return self.seen()
+
+    def grant(self, *ids):
+        """Give all who have asked for their limits, or some of them, what they want."""
+        for run in [run for run in self.told(TaskRun) if not ids or run.id in ids]:
+            self.scheduler.granted(run)
+        return self.seen()
+
+    def cancel(self, run):
+        return self.scheduler.cancel(run), self.seen()
+
+    def blocked(self, id):
+        self.scheduler.blocked(self.running[id].task)
+
+    def unblocked(self, id):
+        self.scheduler.unblocked(self.running[id].task)
+
+    def told(self, kind):
+        """Return what the driver has been told of one kind so far."""
+        return [entry for entry in self.scheduler.outbox if isinstance(entry, kind)]
+
+    def ended(self):
+        """Return what ended without a worker: who, how and why."""
+        return [
+            (entry.task.name if entry.run is None else entry.run.id, str(entry.status), entry.reason)
+            for entry in self.told(Settled)
+        ]
+
+    def dropped(self):
+        """Return the requests that coalesced: the task, the inputs that are kept, and those that were dropped."""
+        return [(entry.task.name, entry.kept, entry.dropped) for entry in self.told(Coalesced)]
 
     def open(self, id):
         if id not in self.running:
@@ -85,15 +147,25 @@ class Story:
         assert {run.status for run in cancelled} <= {Status.CANCELLED}
         return sorted(run.id for run in cancelled), self.seen()
 
+    def expected(self):
+        edges = self.scheduler.edges
+        return [name for name, is_so in zip(self.graph.names, edges.expected, strict=True) if is_so] if edges else []
+
     def seen(self):
         scheduler = self.scheduler
-        assert scheduler.under_way == len(self.queue) + len(self.running), "what is dispatched is counted"
+        mapped = sum(run in scheduler.pending for run in self.running.values())
+        assert scheduler.under_way == len(self.queue) + len(self.running) - mapped, "what is dispatched is counted"
         assert all(run.status is Status.RUNNING for run in self.running.values())
         everything = {
             "ready": [run.id for run in self.queue],
             "running": sorted(self.running),
-            "held": [run.id for run in scheduler.held],
+            "held": held_by(scheduler),
+            "held by task": [each for task in scheduler.tasks.values() for each in held_by(task)],
+            "limited": sorted(run.id for run in scheduler.limited),
+            "delayed": sorted(run.id for run in scheduler.delayed),
             "pending": sorted(run.id for run in scheduler.pending),
+            "parked": sorted(run.id for run in scheduler.edges.parked()) if scheduler.edges else [],
+            "expected": self.expected(),
             "lists": scheduler.feeds,
             "stopped": scheduler.stopped,
             "done": scheduler.done,
@@ -101,9 +173,9 @@ class Story:
         return {what: value for what, value in everything.items() if value}
 
 
-def refuse(request):
-    if request.inputs is None:
-        raise BindingError(request.id, "number")
+def held_by(gate):
+    """Return who is held back at a gate, in the order in which they will be let through."""
+    return [run.id for _, _, run in sorted(gate.held, key=itemgetter(0, 1))]
 
 
 def listed(requests):
@@ -123,7 +195,7 @@ def everything(value, names=None):
     names = {} if names is None else names
     if isinstance(value, TaskState) and not value.count:
         return "never scheduled"  # tasks are met when they are first looked at, which decides nothing
-    if isinstance(value, Scheduler | TaskState | TaskRun | Scope):
+    if isinstance(value, Scheduler | TaskState | TaskRun | Scope | Edges | Ready | Watch | Call | Spread):
         if id(value) in names:
             return names[id(value)]
         names[id(value)] = f"{type(value).__name__} {len(names)}"
@@ -132,7 +204,7 @@ def everything(value, names=None):
     if isinstance(value, dict):
         found = {key: everything(each, names) for key, each in value.items()}
         return {key: each for key, each in found.items() if each != "never scheduled"}
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, list | tuple | deque | bytearray):
         return [everything(each, names) for each in value]
     if isinstance(value, set | frozenset):
         return [everything(each, names) for each in sorted(value, key=lambda run: run.id)]
@@ -184,7 +256,7 @@ def test_a_request_for_what_is_ready_or_running_coalesces():
     story.begin("b")
     assert story.finish("c", "b", "d") == {"ready": ["d"], "running": ["b"]}
     assert story.scheduler.scheduled == 4
-    assert story.scheduler.coalesced == []
+    assert story.told(Coalesced) == []
 
 
 def test_a_dropped_request_with_inputs_is_recorded():
@@ -193,7 +265,7 @@ def test_a_dropped_request_with_inputs_is_recorded():
     story.start("a", "b")
 
     story.finish("a", NextTask("c", {"x": 1}), NextTask("c", {"x": 2}), "c", NextTask("b", {"y": 3}), "b")
-    assert story.scheduler.coalesced == [("c", {"x": 1}, {"x": 2}), ("c", {"x": 1}, None), ("b", None, {"y": 3})]
+    assert story.dropped() == [("c", {"x": 1}, {"x": 2}), ("c", {"x": 1}, None), ("b", None, {"y": 3})]
 
 
 def test_dropped_inputs_are_compared_with_the_newest_ones():
@@ -202,7 +274,7 @@ def test_dropped_inputs_are_compared_with_the_newest_ones():
     story.start(NextTask("a", {"turn": 1}))
 
     story.finish("a", NextTask("a", {"turn": 2}), NextTask("a", {"turn": 3}))
-    assert story.scheduler.coalesced == [("a", {"turn": 2}, {"turn": 3})]
+    assert story.dropped() == [("a", {"turn": 2}, {"turn": 3})]
 
 
 def test_spawned_task_runs_are_numbered_in_the_order_of_the_requests():
@@ -381,8 +453,8 @@ def test_a_join_never_coalesces():
 
 
 def test_a_failed_sibling_settles_with_no_output():
-    """A sibling that failed, was cancelled or given up gives None, and the join waits no longer for it."""
-    story = Story()
+    """For a join that runs anyway a sibling that failed, was cancelled or given up gives None."""
+    story = Story(tasks={"sum": {"on_dep_failure": "run-anyway"}})
     story.start("a")
     story.finish("a", "b", "c", "d", "e", join("sum"))
 
@@ -391,6 +463,34 @@ def test_a_failed_sibling_settles_with_no_output():
     story.finish("d", output="of d")
     assert story.fail("e", Status.ABANDONED) == {"ready": ["sum"]}
     assert story.upstream("sum") == [None, None, "of d", None]
+
+
+@pytest.mark.parametrize(("policy", "status"), [("fail", Status.FAILED), ("skip", Status.SKIPPED)])
+def test_a_join_of_which_a_sibling_failed_does_not_start(policy, status):
+    """When the last of its list is over a join fails, or is skipped, and the error names every sibling that failed."""
+    story = Story(tasks={"sum": {"on_dep_failure": policy}})
+    story.start("a")
+    story.finish("a", "b", more("b"), "c", join("sum"))
+
+    story.fail("b#2")
+    assert story.fail("b") == {"ready": ["c"], "pending": ["sum"]}
+    assert story.ended() == []
+    assert story.finish("c") == {"done": True}
+    (settled,) = story.told(Settled)
+    assert (settled.run.id, settled.run.status, settled.status) == ("sum", status, status)
+    assert isinstance(settled.error, DependencyFailedError)
+    assert set(settled.error.failed) == {"b", "b#2"}
+
+
+def test_what_a_sibling_scheduled_may_fail():
+    """A join waits for all that its siblings scheduled, and fails for its siblings alone."""
+    story = Story()
+    story.start("a")
+    story.finish("a", "b", join("sum"))
+    story.finish("b", "c", output="of b")
+
+    assert story.fail("c") == {"ready": ["sum"]}
+    assert story.upstream("sum") == ["of b"]
 
 
 def test_a_join_takes_the_output_of_what_a_sibling_coalesced_with():
@@ -406,8 +506,8 @@ def test_a_join_takes_the_output_of_what_a_sibling_coalesced_with():
 
 
 def test_a_coalesced_sibling_that_fails_gives_nothing():
-    """A join is released also when what its sibling coalesced with fails."""
-    story = Story()
+    """A join that runs anyway is released also when what its sibling coalesced with fails."""
+    story = Story(tasks={"sum": {"on_dep_failure": "run-anyway"}})
     story.start("b", "a")
 
     story.finish("a", "b", join("sum"))
@@ -795,9 +895,24 @@ def test_max_parallel_holds_joins_back():
     assert story.finish("a", "c", join("sum")) == {"ready": ["b"], "held": ["c"], "pending": ["sum"]}
 
     assert story.finish("b", "d") == {"ready": ["c"], "held": ["d"], "pending": ["sum"]}
+    assert story.begin("c") == {"running": ["c"], "held": ["d"], "pending": ["sum"]}
+    story.blocked("c")
+    assert story.seen() == {"ready": ["d"], "running": ["c"], "pending": ["sum"]}
+    story.unblocked("c")
     assert story.finish("c", output=1) == {"ready": ["d"], "held": ["sum"]}
     assert story.finish("d") == {"ready": ["sum"]}
     assert story.upstream("sum") == [1]
+
+
+def test_what_was_requested_first_goes_first():
+    """What is held back goes on in the order of the requests: a join that was asked for before others goes before."""
+    story = Story(max_parallel=1)
+    story.start("a", "b")
+    story.finish("a", "c", join("sum"))
+    story.finish("b", "d")
+
+    assert story.seen() == {"ready": ["c"], "held": ["d"], "pending": ["sum"]}
+    assert story.finish("c") == {"ready": ["sum"], "held": ["d"]}
 
 
 def test_blocked_task_runs_do_not_count_for_max_parallel():
@@ -806,9 +921,9 @@ def test_blocked_task_runs_do_not_count_for_max_parallel():
     story.start("a", "b", "c", "d")
     story.begin("a")
 
-    story.scheduler.blocked()
+    story.blocked("a")
     assert story.seen() == {"ready": ["b"], "running": ["a"], "held": ["c", "d"]}
-    story.scheduler.unblocked()
+    story.unblocked("a")
     assert story.seen() == {"ready": ["b"], "running": ["a"], "held": ["c", "d"]}
     assert story.finish("a") == {"ready": ["b"], "held": ["c", "d"]}
     assert story.finish("b") == {"ready": ["c"], "held": ["d"]}
@@ -1003,7 +1118,7 @@ def test_a_request_that_coalesces_has_a_position_too():
 
     assert quick.finish("a", "b", "c") == {"ready": ["b", "c"]}
     assert slow.finish("a", "b", "c") == {"ready": ["b", "c"]}
-    assert quick.queue[1].path == slow.queue[1].path
+    assert [run.path for run in quick.queue if run.id == "c"] == [run.path for run in slow.queue if run.id == "c"]
 
 
 # ---- memory ------------------------------------------------------------------------------------------

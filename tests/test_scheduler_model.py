@@ -6,7 +6,6 @@ what may start. It knows no counters, no scopes and no queues: what it says is s
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +21,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from millstream.engine.scheduler import Scheduler, TaskRun, TaskState
+from millstream.engine.ready import Ready
+from millstream.engine.scheduler import Coalesced, Scheduler, Settled, TaskRun, TaskState
 from millstream.errors import BindingError, StateError, TaskNotFoundError, TaskRunLimitError
 from millstream.values import NextTask, Status
 
 NAMES = ("a", "b", "c", "sum")
 COLLECTS = {"sum"}
+POLICIES = {"a": "fail", "b": "fail", "c": "skip", "sum": "run-anyway"}
 SUCCESS, FAILED, CANCELLED, ABANDONED = Status.SUCCESS, Status.FAILED, Status.CANCELLED, Status.ABANDONED
+SKIPPED = Status.SKIPPED
 
 
 # ---- the model ---------------------------------------------------------------------------------------
@@ -61,9 +63,10 @@ class Run:
     place: int | None = None  #: its place among the outputs that a join takes
     status: Status = Status.PENDING
     waits: bool = False  #: for the others of its list
-    ticket: tuple[int, int, int] = (0, 0, 0)  #: the event, and the place in it, that made it ready
     requests: int = 0
     upstream: Any = None
+    output: Any = None
+    ended: int = 0  #: how many had ended before it
     lists: list[Made] = field(default_factory=list)
 
     @property
@@ -79,6 +82,10 @@ class Watch:
     runs: list[Run]
     settled: bool = False
 
+    @property
+    def last(self) -> Run:
+        return max(self.runs, key=lambda run: run.ended)
+
 
 def settled(run: Run) -> bool:
     """A task run and all that it scheduled in turn is over."""
@@ -88,6 +95,12 @@ def settled(run: Run) -> bool:
 def may_join(made: Made) -> bool:
     """The siblings of a list, all that they scheduled, and what they coalesced with is over."""
     return made.closed and all(map(settled, made.members)) and all(watch.settled for watch in made.watches)
+
+
+def failed(made: Made) -> bool:
+    """A sibling, or what it coalesced with, ended without an output."""
+    ends = [*made.members, *(watch.last for watch in made.watches)]
+    return any(run.status is not SUCCESS for run in ends)
 
 
 def enclosing(made: Made) -> list[Made]:
@@ -110,8 +123,8 @@ class Model:
         self.lists: list[Made] = []
         self.counts = dict.fromkeys(NAMES, 0)
         self.coalesced: list[Any] = []
-        self.results: list[tuple[str, Any]] = []
-        self.held = self.under_way = self.blocked = self.event = 0
+        self.dropped: list[Run] = []  #: joins that did not start
+        self.held = self.under_way = self.blocked = self.ended = 0
         self.stopped = False
 
     def live(self, name: str | None = None) -> list[Run]:
@@ -188,18 +201,26 @@ class Model:
         run = Run(name if number == 1 else f"{name}#{number}", name, request.inputs, made, waits, place, waits=waits)
         self.runs.append(run)
         if not waits:
-            self.may_start(run, 0)
+            self.held += 1
         return run
 
-    def may_start(self, run: Run, order: int) -> None:
-        """A task run waits for nothing but its turn. All joins that one event releases are equal."""
-        run.waits = False
-        run.ticket = (self.event, order, len(self.runs) if order == 0 else 0)
-        self.held += 1
+    def may_start(self, run: Run, upstream: Any, failed: bool) -> None:
+        """A join has nothing more to wait for: it starts, unless a failure keeps it from that."""
+        run.waits, run.upstream = False, upstream
+        policy = POLICIES[run.name]
+        if failed and policy != "run-anyway":
+            self.over(run, FAILED if policy == "fail" else SKIPPED)
+            self.dropped.append(run)
+        else:
+            self.held += 1
+
+    def over(self, run: Run, status: Status, output: Any = None) -> None:
+        self.ended += 1
+        run.status, run.output, run.ended = status, output, self.ended
 
     def end(self, run: Run, status: Status, output: Any) -> bool:
         """A task run is over; return whether a join takes its output because a request coalesced with it."""
-        run.status = status
+        self.over(run, status, output)
         self.under_way -= 1
         if run.place is not None and run.born.outputs is not None:
             run.born.outputs[run.place] = output
@@ -209,26 +230,24 @@ class Model:
             for watch in made.watches
         )
 
-    def after(self, run: Run | None = None, output: Any = None) -> None:
-        """Settle everything that the event has released."""
-        if not self.stopped:
+    def after(self) -> None:
+        """Settle everything that an event has released, and what that releases in turn."""
+        more = not self.stopped
+        while more:
+            more = False
             for made in self.lists:
                 for watch in made.watches:
                     if not watch.settled and all(each.over for each in watch.runs):
-                        assert run is not None, "only the end of a task run settles a watch"
-                        assert made.outputs is not None
-                        watch.settled = True
-                        made.outputs[watch.place] = output
+                        watch.settled = more = True
+                        made.outputs[watch.place] = watch.last.output
             for made in self.lists:
                 if made.joins and not made.fired and may_join(made):
-                    made.fired = True
+                    made.fired = more = True
                     for join in made.joins:
-                        join.upstream = made.outputs
-                        self.may_start(join, 1)
+                        self.may_start(join, made.outputs, failed(made))
         while self.held and (self.max_parallel is None or self.under_way - self.blocked < self.max_parallel):
             self.held -= 1
             self.under_way += 1
-        self.event += 1
 
     def stop(self) -> list[Run]:
         self.stopped = True
@@ -273,13 +292,14 @@ class AnyOrder(RuleBasedStateMachine):
         parallel=st.sampled_from([None, None, 1, 2, 4]),
     )
     def start(self, first, limit, parallel):
-        queues = {name: deque() for name in ("a", "c")}  # two lanes: a and b, c and sum
-        self.queues: list[deque[TaskRun]] = list(queues.values())
+        queues = {name: Ready() for name in ("a", "c")}  # two lanes: a and b, c and sum
+        self.queues = list(queues.values())
 
         def find(name):
             if name not in NAMES:
                 return None
-            return TaskState(name, queues["a" if name < "c" else "c"], collects=name in COLLECTS)
+            facts = {"collects": name in COLLECTS, "on_dep_failure": POLICIES[name]}
+            return TaskState(name, queues["a" if name < "c" else "c"], **facts)
 
         self.scheduler = Scheduler(find, max_task_runs=limit, max_parallel=parallel)
         self.model = Model(limit, parallel)
@@ -288,6 +308,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.growing: list[tuple[Any, Made]] = []
         self.seen: set[TaskRun] = set()  # holds them, so that no identity is used twice
         self.outputs = 0
+        self.held: set[int] = set()  #: the orders of those that were held back before this step
         self.scheduler.start([NextTask(each.id, each.inputs, True) for each in first])
         self.model.serve(None, [NextTask(each.id, each.inputs, True) for each in first])
         self.model.after()
@@ -319,7 +340,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.scheduler.failed(run, status)
             twin = self._twin(run)
             self.model.end(twin, status, None)
-            self.model.after(twin, None)
+            self.model.after()
 
     @rule(data=st.data(), block=st.booleans())
     def block_or_unblock_one(self, data, block):
@@ -328,7 +349,7 @@ class AnyOrder(RuleBasedStateMachine):
             run = self.running[data.draw(st.sampled_from(some), label="run")]
             if block:
                 self.waiting.add(run.id)
-                self.scheduler.blocked()
+                self.scheduler.blocked(run.task)
                 self.model.blocked += 1
                 self.model.after()
             else:
@@ -396,8 +417,9 @@ class AnyOrder(RuleBasedStateMachine):
         assert scheduler.done == model.done
         assert all(run.over or run.waits for run in model.runs)
         if not model.stopped:  # every task run started, and started once
-            assert sorted(run.id for run in self.seen) == sorted(run.id for run in model.runs if not run.waits)
-            assert len(self.seen) + len(scheduler.pending) == len(model.runs)
+            began = [run.id for run in model.runs if not run.waits and run not in model.dropped]
+            assert sorted(run.id for run in self.seen) == sorted(began)
+            assert len(self.seen) + len(scheduler.pending) + len(model.dropped) == len(model.runs)
 
     # the two must agree
 
@@ -408,7 +430,8 @@ class AnyOrder(RuleBasedStateMachine):
         live = model.live()
         assert len({run.id for run in live}) == len(live), "no two live task runs have the same id"
         free = {run.id for run in live if run.status is Status.PENDING and not run.waits}
-        assert {run.id for run in [*ready, *scheduler.held]} == free
+        held = [run for _, _, run in scheduler.held]
+        assert {run.id for run in [*ready, *held]} == free
         assert len(ready) + len(scheduler.held) == len(free)
         assert {run.id for run in scheduler.pending} == {run.id for run in live if run.waits}
         assert set(self.running) == {run.id for run in live if run.status is Status.RUNNING}
@@ -416,7 +439,11 @@ class AnyOrder(RuleBasedStateMachine):
         assert scheduler.under_way == len(ready) + len(self.running)
         assert scheduler.feeds == len(self.growing)
         assert scheduler.scheduled == len(model.runs)
-        assert scheduler.coalesced == model.coalesced
+        told = [entry for entry in scheduler.outbox if isinstance(entry, Coalesced)]
+        assert [(entry.task.name, entry.kept, entry.dropped) for entry in told] == model.coalesced
+        ended = [(entry.run.id, entry.status) for entry in scheduler.outbox if isinstance(entry, Settled)]
+        assert sorted(ended) == sorted((run.id, run.status) for run in model.dropped)
+        assert len(ended) + len(told) == len(scheduler.outbox)
         assert scheduler.done == model.done
         assert scheduler.stopped == model.stopped
         for name, task in scheduler.tasks.items():
@@ -424,13 +451,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def first_come_first_served(self):
-        """Ready queues and what is held are in the order in which things became ready."""
-        tickets = {run.id: run.ticket for run in self.model.live()}
-        queues = [[tickets[run.id] for run in queue] for queue in (*self.queues, self.scheduler.held)]
-        assert all(queue == sorted(queue) for queue in queues)
-        *ready, held = queues
-        if held:
-            assert all(ticket <= held[0] for queue in ready for ticket in queue)
+        """Of those that were held back together, those that were requested first have gone on."""
+        held = {run.order for _, _, run in self.scheduler.held}
+        went_on, stayed = self.held - held, self.held & held
+        assert not went_on or not stayed or max(went_on) < min(stayed)
+        self.held = held
 
     # inside
 
@@ -467,7 +492,7 @@ class AnyOrder(RuleBasedStateMachine):
     def _unblock(self, run):
         if run.id in self.waiting:
             self.waiting.discard(run.id)
-            self.scheduler.unblocked()
+            self.scheduler.unblocked(run.task)
             self.model.blocked -= 1
 
     def _finish(self, run, wanted):
@@ -489,7 +514,7 @@ class AnyOrder(RuleBasedStateMachine):
             model.serve(twin, wanted)
         if not (taken and model.stopped):  # after stop no join takes anything, so either will do
             assert terminal == (twin.place is None and not wanted and not twin.requests and not taken)
-        model.after(twin, self.outputs)
+        model.after()
 
     def _open(self, run, wanted):
         scope, made = self.scheduler.open_list(run), self.model.new_list(self._twin(run), True, False)

@@ -27,7 +27,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from millstream.config.expressions import compile_path
 from millstream.context import Context
@@ -39,8 +39,13 @@ Invoke = Callable[[Any, Any], Any]  # (task run, context) -> what the task retur
 Filler = Callable[[Any, Any], Any]  # (task run, context) -> the value of one parameter
 
 
+EMPTY = inspect.Parameter.empty
+POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
 #: Annotations that say nothing: a parameter with one may be the context.
-NO_FOREIGN = (inspect.Parameter.empty, Any, "Any", "typing.Any", "t.Any", object, "object")
+NO_FOREIGN = (EMPTY, Any, "Any", "typing.Any", "t.Any", object, "object")
 
 
 class Binding:
@@ -55,35 +60,42 @@ class Binding:
             parameter that takes the context by its name or annotation; None without one.
     """
 
-    __slots__ = ("_kinds", "_parameters", "collects", "context_at", "fn", "inferable", "is_async", "takes_context")
+    __slots__ = (
+        "_compiled", "_fixed", "_kinds", "_parameters", "collects", "context_at", "fn", "inferable", "is_async", "takes_context",
+    )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
         self.is_async = is_async(fn)
         parameters = self._parameters = _parameters(fn)
-        self.collects = any(p.name in ("upstream", "payload") for p in parameters)
         names = getattr(unwrapped(fn), "__globals__", {})
         kinds = self._kinds = {p.name: _kind(p, names) for p in parameters}
+        self.collects = "upstream" in kinds or "payload" in kinds
         self.context_at = _context_at(parameters, kinds)
         _first_is_context(parameters, kinds)
         self.takes_context = "context" in kinds.values()
         self.inferable = tuple(
             p.name
             for p in parameters
-            if p.default is p.empty and "input" in kinds[p.name] and p.name not in RESERVED_PARAMETERS
+            if p.default is EMPTY and "input" in kinds[p.name] and p.name not in RESERVED_PARAMETERS
         )
+        self._compiled: Invoke | None = None  # as it is called without dependencies
+        # Whether nothing that it takes depends on the task that it is registered as.
+        self._fixed = all(kind in ("context", "inputs", "upstream", "rest", "nothing") for kind in kinds.values())
 
     def has_default(self, name: str) -> bool:
         """Whether a parameter may be left out."""
-        return any(p.name == name and p.default is not p.empty for p in self._parameters)
+        return any(p.name == name and p.default is not EMPTY for p in self._parameters)
 
     def required(self, needs: Sequence[str] = (), *, mapped: bool = False) -> tuple[str, ...]:
         """Return the parameters that inputs or dependencies have to fill."""
+        if self._fixed:
+            return ()
         given = ("item", "index", "payload") if mapped else ()
         return tuple(
             p.name
             for p in self._parameters
-            if p.default is p.empty
+            if p.default is EMPTY
             and p.name not in given
             and (self._kinds[p.name] in ("input", "payload") or (p.name in needs and "input" in self._kinds[p.name]))
         )
@@ -98,11 +110,15 @@ class Binding:
             needs: names of the tasks that it depends on.
             mapped: it is called for each item of a map.
         """
-        kinds = self._kinds
-        if needs or mapped:
+        kinds, single = self._kinds, None
+        if (needs or mapped) and not self._fixed:
             kinds = {name: _kind_in_flow(name, kind, needs, mapped) for name, kind in kinds.items()}
-        single = needs[0] if len(needs) == 1 else None
-        return _compile(call or self.fn, self._parameters, kinds, single)
+            single = needs[0] if len(needs) == 1 else None
+        if call is not None or (single is not None and "payload" in kinds) or kinds != self._kinds:
+            return _compile(call or self.fn, self._parameters, kinds, single)
+        if self._compiled is None:  # many tasks may share one function
+            self._compiled = _compile(self.fn, self._parameters, kinds, None)
+        return self._compiled
 
 
 def _kind_in_flow(name: str, kind: str, needs: Sequence[str], mapped: bool) -> str:
@@ -114,20 +130,68 @@ def _kind_in_flow(name: str, kind: str, needs: Sequence[str], mapped: bool) -> s
     return "dependency" if name in needs and "input" in kind else kind
 
 
-def _context_at(parameters: Sequence[inspect.Parameter], kinds: Mapping[str, str]) -> tuple[int | None, str] | None:
+def _context_at(parameters: Sequence[Parameter], kinds: Mapping[str, str]) -> tuple[int | None, str] | None:
     for position, parameter in enumerate(parameters):
         if kinds[parameter.name] == "context":
-            keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            keyword_only = parameter.kind is KEYWORD_ONLY
             return (None if keyword_only else position), parameter.name
     return None
 
 
-def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
+class Parameter(NamedTuple):
+    """One parameter of a function, as ``inspect.Parameter`` tells of it, which takes ten times as long to make."""
+
+    name: str
+    kind: Any
+    default: Any
+    annotation: Any
+
+
+def _parameters(fn: Callable[..., Any]) -> list[Parameter]:
+    code = _plain_code(fn)
+    if code is not None:
+        return _read_off(cast(types.FunctionType, fn), code)
     try:
-        return list(_signature(fn).parameters.values())
+        return [Parameter(p.name, p.kind, p.default, p.annotation) for p in _signature(fn).parameters.values()]
     except (TypeError, ValueError):
         # Some builtins tell no signature: then it is the context or nothing.
-        return [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)]
+        return [Parameter("ctx", POSITIONAL_ONLY, EMPTY, EMPTY)]
+
+
+def _plain_code(fn: Any) -> types.CodeType | None:
+    """Return the code of a function that has nothing special about it, or None."""
+    if type(fn) is not types.FunctionType or fn.__dict__:  # what wraps, or has a signature of its own, says so there
+        return None
+    return None if sys.version_info >= (3, 14) and fn.__annotate__ is not None else fn.__code__
+
+
+def _read_off(fn: types.FunctionType, code: types.CodeType) -> list[Parameter]:
+    """Return the parameters of a plain function, without making a signature."""
+    names, positional, keyword_only = code.co_varnames, code.co_argcount, code.co_kwonlyargcount
+    annotations = fn.__annotations__ if sys.version_info < (3, 14) else {}
+    defaults = fn.__defaults__ or ()
+    first_default = positional - len(defaults)
+    found = [
+        Parameter(
+            name,
+            POSITIONAL_ONLY if place < code.co_posonlyargcount else POSITIONAL_OR_KEYWORD,
+            defaults[place - first_default] if place >= first_default else EMPTY,
+            annotations.get(name, EMPTY),
+        )
+        for place, name in enumerate(names[:positional])
+    ]
+    end = positional + keyword_only
+    if code.co_flags & inspect.CO_VARARGS:
+        found.append(Parameter(names[end], VAR_POSITIONAL, EMPTY, annotations.get(names[end], EMPTY)))
+        end += 1
+    given = fn.__kwdefaults__ or {}
+    found += [
+        Parameter(name, KEYWORD_ONLY, given.get(name, EMPTY), annotations.get(name, EMPTY))
+        for name in names[positional : positional + keyword_only]
+    ]
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        found.append(Parameter(names[end], VAR_KEYWORD, EMPTY, annotations.get(names[end], EMPTY)))
+    return found
 
 
 def _signature(fn: Callable[..., Any]) -> inspect.Signature:
@@ -139,11 +203,11 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(fn)
 
 
-def _kind(parameter: inspect.Parameter, names: Mapping[str, Any]) -> str:
+def _kind(parameter: Parameter, names: Mapping[str, Any]) -> str:
     """Return by which rule a parameter is filled."""
-    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+    if parameter.kind is VAR_POSITIONAL:
         return "nothing"
-    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+    if parameter.kind is VAR_KEYWORD:
         return "rest"
     if parameter.name in ("ctx", "context") or _names_context(parameter.annotation, names):
         return "context"
@@ -152,13 +216,13 @@ def _kind(parameter: inspect.Parameter, names: Mapping[str, Any]) -> str:
     return "input"
 
 
-def _first_is_context(parameters: Sequence[inspect.Parameter], kinds: dict[str, str]) -> None:
+def _first_is_context(parameters: Sequence[Parameter], kinds: dict[str, str]) -> None:
     """Rule 7: mark the first positional parameter when nothing else would fill it."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first = next((p for p in parameters if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)), None)
-    if first is None or first.default is not first.empty or "context" in kinds.values():
+    positional = (POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD)
+    first = next((p for p in parameters if p.kind in (*positional, VAR_POSITIONAL)), None)
+    if first is None or first.default is not EMPTY or "context" in kinds.values():
         return
-    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+    if first.kind is VAR_POSITIONAL:
         kinds[first.name] = "context"
     elif kinds[first.name] == "input" and first.annotation in NO_FOREIGN:
         kinds[first.name] = "input or context"
@@ -169,7 +233,7 @@ def _first_is_context(parameters: Sequence[inspect.Parameter], kinds: dict[str, 
 
 def _compile(
     fn: Callable[..., Any],
-    parameters: Sequence[inspect.Parameter],
+    parameters: Sequence[Parameter],
     kinds: Mapping[str, str],
     single: str | None,
 ) -> Invoke:
@@ -184,7 +248,7 @@ def _compile(
             rest = True
         elif kind != "nothing":
             filler = _filler(parameter, kind, single)
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            if parameter.kind is KEYWORD_ONLY:
                 named.append((parameter.name, filler))
             else:
                 positional.append(filler)
@@ -203,16 +267,16 @@ def _compile(
     return lambda run, ctx: fn(*[fill(run, ctx) for fill in positional])
 
 
-def _taken(parameters: Sequence[inspect.Parameter], kinds: Mapping[str, str]) -> set[str]:
+def _taken(parameters: Sequence[Parameter], kinds: Mapping[str, str]) -> set[str]:
     """Return the names of inputs that ``**rest`` does not get.
 
     Those of other parameters; but what is positional-only takes no name, and only an input fills it.
     """
-    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    stars = (VAR_POSITIONAL, VAR_KEYWORD)
     return {
         p.name
         for p in parameters
-        if p.kind not in stars and (p.kind is not inspect.Parameter.POSITIONAL_ONLY or "input" in kinds[p.name])
+        if p.kind not in stars and (p.kind is not POSITIONAL_ONLY or "input" in kinds[p.name])
     }
 
 
@@ -233,12 +297,12 @@ def _call_named(
     return invoke
 
 
-def _filler(parameter: inspect.Parameter, kind: str, single: str | None) -> Filler:
+def _filler(parameter: Parameter, kind: str, single: str | None) -> Filler:
     name, default = parameter.name, parameter.default
     if kind == "context":
         return lambda run, ctx: ctx
     if kind == "inputs":
-        fallback = None if default is parameter.empty else default
+        fallback = None if default is EMPTY else default
         return lambda run, ctx: fallback if run.inputs is None else dict(run.inputs)
     if kind == "upstream":
         return functools.partial(_upstream, name)
@@ -249,10 +313,10 @@ def _filler(parameter: inspect.Parameter, kind: str, single: str | None) -> Fill
     if kind == "index":
         return lambda run, ctx: run.extra.index
     if kind == "dependency":
-        return functools.partial(_dependency, name, None if default is parameter.empty else default)
+        return functools.partial(_dependency, name, None if default is EMPTY else default)
     if kind == "input or context":
         return lambda run, ctx: ctx if run.inputs is None else run.inputs.get(name, ctx)
-    if default is parameter.empty:
+    if default is EMPTY:
         return lambda run, ctx: run.inputs[name]
     return lambda run, ctx: default if run.inputs is None else run.inputs.get(name, default)
 
@@ -275,16 +339,15 @@ def _payload(default: Any, single: str | None, run: Any, ctx: Any) -> Any:
     if run.upstream is not None:
         if single is None or type(run.upstream) is not dict:
             return run.upstream
-        return run.upstream.get(single, None if default is inspect.Parameter.empty else default)
+        return run.upstream.get(single, None if default is EMPTY else default)
     if run.inputs is not None:
         return dict(run.inputs)
-    return None if default is inspect.Parameter.empty else default
+    return None if default is EMPTY else default
 
 
-def payload_of(needs: Sequence[str]) -> Callable[[Any], Any]:
-    """Return what gives the payload of a task run, whether the task takes it or not."""
-    single = needs[0] if len(needs) == 1 else None
-    return lambda run: _payload(inspect.Parameter.empty, single, run, None)
+def payload_of(needs: Sequence[str], run: Any) -> Any:
+    """Return the payload of a run of a task that depends on ``needs``, whether the task takes it or not."""
+    return _payload(EMPTY, needs[0] if len(needs) == 1 else None, run, None)
 
 
 # ---- annotations --------------------------------------------------------------------------------
@@ -345,6 +408,8 @@ def _look_up(node: ast.expr, names: Mapping[str, Any]) -> Any:
 
 def unwrapped(fn: Any) -> Any:
     """Return the function inside partials, callable objects, methods and decorators."""
+    if type(fn) is types.FunctionType and not fn.__dict__:
+        return fn
     while isinstance(fn, functools.partial):
         fn = fn.func
     if not inspect.isroutine(fn) and not isinstance(fn, type) and not hasattr(fn, "__wrapped__"):
@@ -357,6 +422,8 @@ def is_async(fn: Any) -> bool:
 
     A function that only turns out to return one when it is called is awaited as well, by the driver.
     """
+    if type(fn) is types.FunctionType and not fn.__dict__:
+        return bool(fn.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
     while isinstance(fn, functools.partial):
         fn = fn.func
     if not inspect.isroutine(fn) and not isinstance(fn, type):

@@ -89,8 +89,12 @@ class FlowTask(Task[P, R]):
 
     def __init__(self, flow: Flow, task: Task[P, R]) -> None:
         self.__dict__.update(task.__dict__)
-        self.origin = task
+        self._origin = task
         self.flow = flow
+
+    @property
+    def origin(self) -> Task[..., Any]:
+        return self._origin
 
     def submit(  # type: ignore[override]  # of this very flow
         self,
@@ -437,8 +441,8 @@ class Flow:
         return names
 
     def _register(self, task: Task[..., Any], replace: bool) -> None:
-        self._executors.check(task.options.executor)
-        self._check_for_flow(task)
+        if task.options.executor is not None or task.options.uses:
+            self._check_for_flow(task)
         with self._lock:
             self._refuse_closed()
             old = self._registry.tasks.get(task.name)
@@ -453,6 +457,7 @@ class Flow:
 
     def _check_for_flow(self, task: Task[..., Any]) -> None:
         """Refuse options that this flow cannot serve."""
+        self._executors.check(task.options.executor)
         if task.options.executor in ("thread", "process"):
             from millstream.binding import is_async
 
@@ -688,7 +693,6 @@ class Flow:
         known = self._callables.get(key) if key is not None else None
         if known is None:
             task = fn.origin if isinstance(fn, Task) else Task(name_of(fn), fn)
-            self._executors.check(task.options.executor)
             self._check_for_flow(task)
             binding = Binding(task.fn)
             known = Planned(task, binding, self._executors.get(task.options.executor)), binding

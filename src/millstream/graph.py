@@ -8,7 +8,6 @@ everything is linear in the number of edges. May import: errors.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from millstream.errors import CycleError, TaskNotFoundError
@@ -24,7 +23,7 @@ class Graph:
         dependencies: for each task, in order, what it depends on.
         routes: for the tasks that choose, what they may choose.
 
-    Every name must be a key of ``dependencies``; see ``problems``.
+    Every name must be a key of ``dependencies``; see ``missing``. What ``cycles`` finds must be mended first.
     """
 
     __slots__ = (
@@ -51,8 +50,14 @@ class Graph:
         #: Edges that close a circle, seen from where a run starts: nobody waits for anything along them.
         self.loops: Mapping[int, Sequence[int]] = {}
         self.roots = [task for task in range(len(self.names)) if not self.needs[task] and not self.routers[task]]
-        self._has_circles: bool | None = None
+        #: None: not known yet. There are none without routes, since dependencies are refused then.
+        self._has_circles: bool | None = None if any(self.routes) else False
         self._rooted: tuple[object, Graph] | None = None
+
+    @property
+    def any_edges(self) -> bool:
+        """Whether there is any edge at all."""
+        return any(self.needs) or any(self.routes)
 
     def has_edges(self, task: int) -> bool:
         """Whether any edge begins or ends at a task."""
@@ -117,8 +122,8 @@ class Graph:
         return copy
 
 
-def problems(dependencies: Names, routes: Names) -> list[Exception]:
-    """Return everything that is wrong with these edges: names of no task, and circles of dependencies."""
+def missing(dependencies: Names, routes: Names) -> list[Exception]:
+    """Return an error for each name in these edges that is no task."""
     found: list[Exception] = []
     for task, ends in [*dependencies.items(), *routes.items()]:
         for name in ends:
@@ -126,11 +131,12 @@ def problems(dependencies: Names, routes: Names) -> list[Exception]:
                 error = TaskNotFoundError(name, dependencies)
                 error.add_note(f"Task {task} names it in its depends_on or routes.")
                 found.append(error)
-    number = {name: n for n, name in enumerate(dependencies)}
-    names = list(dependencies)
-    needs = [[number[name] for name in ends if name in number] for ends in dependencies.values()]
-    found += [CycleError([names[task] for task in circle]) for circle in circles(reverse(needs))]
     return found
+
+
+def cycles(graph: Graph) -> list[Exception]:
+    """Return an error for circles of dependencies."""
+    return [CycleError([graph.names[task] for task in circle]) for circle in circles(graph.followers)]
 
 
 def reverse(edges: Numbers) -> list[list[int]]:
@@ -164,7 +170,8 @@ def circles(edges: Numbers) -> Iterator[list[int]]:
     so of circles that share tasks some are found only when the others are mended.
     """
     left = _peeled(set(range(len(edges))), edges)
-    left = _peeled(left, reverse(edges))
+    if left:
+        left = _peeled(left, reverse(edges))
     for start in sorted(left):
         path, seen = [start], {start: 0}
         while start in left:
@@ -181,21 +188,19 @@ def circles(edges: Numbers) -> Iterator[list[int]]:
 
 def _peeled(tasks: set[int], edges: Numbers) -> set[int]:
     """Take away what no edge from another of ``tasks`` leads to, until there is no such task."""
-    before = dict.fromkeys(tasks, 0)
+    before = [0] * len(edges)
     for a in tasks:
         for b in edges[a]:
-            if b in before:
-                before[b] += 1
-    free = deque(task for task, count in before.items() if not count)
+            before[b] += 1
+    free = [task for task in tasks if not before[task]]
     left = set(tasks)
     while free:
-        a = free.popleft()
+        a = free.pop()
         left.discard(a)
         for b in edges[a]:
-            if b in before:
-                before[b] -= 1
-                if not before[b]:
-                    free.append(b)
+            before[b] -= 1
+            if not before[b] and b in tasks:
+                free.append(b)
     return left
 
 

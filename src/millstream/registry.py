@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import BindingError, FlowError, TaskNotFoundError
-from millstream.graph import Graph, problems
+from millstream.graph import Graph, cycles, missing
 from millstream.task import CONSTANT, Task, name_of
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class Planned:
     """A task as runs call it: what ``engine.run.Planned`` asks for."""
 
     __slots__ = (
-        "adapted", "collects", "executor", "expand", "invoke", "is_async", "max_parallel", "name", "node",
-        "on_dep_failure", "payload", "priority", "required", "retry", "routes", "timeout", "uses",
+        "adapted", "collects", "executor", "expand", "invoke", "is_async", "max_parallel", "name",
+        "needs", "node", "on_dep_failure", "priority", "required", "retry", "routes", "timeout", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -40,8 +40,6 @@ class Planned:
         needs: Sequence[str] = (),
         routes: tuple[str, ...] | None = None,
     ) -> None:
-        from millstream.binding import expansion, payload_of
-
         options = task.options
         mapped = options.for_each is not None
         adapted = executor.adapt(task.name, task.fn, binding.takes_context)
@@ -52,12 +50,18 @@ class Planned:
         self.required = binding.required(needs, mapped=mapped)
         self.collects = binding.collects
         self.invoke = binding.compile(None if adapted is task.fn else adapted, needs, mapped=mapped)
-        self.expand = expansion(task.name, options.for_each, self.is_async) if options.for_each is not None else None
-        self.payload = payload_of(needs)
+        self.expand = None if options.for_each is None else _expansion(task.name, options.for_each, self.is_async)
+        self.needs = needs
         self.node, self.routes = node, routes
-        self.timeout, self.retry = options.timeout, options.policy
+        self.timeout, self.retry = options.timeout, options.retry
         self.on_dep_failure, self.max_parallel = options.on_dep_failure, options.max_parallel
         self.uses, self.priority = options.uses, options.priority
+
+    def payload(self, run: Any) -> Any:
+        """Return the payload of a task run, which a router that chooses a bare name sends along."""
+        from millstream.binding import payload_of
+
+        return payload_of(self.needs, run)
 
     def with_function(self, fn: Callable[..., Any]) -> Planned:
         """Return the same for another closure of the same code."""
@@ -66,6 +70,12 @@ class Planned:
             setattr(copy, slot, getattr(self, slot))
         copy.adapted = self.executor.adapt(self.name, fn, False) if self.executor is not None else fn
         return copy
+
+
+def _expansion(task: str, over: str, is_async: bool) -> Callable[[Any, Any], Any]:
+    from millstream.binding import expansion
+
+    return expansion(task, over, is_async)
 
 
 class Registry:
@@ -84,6 +94,7 @@ class Registry:
         self.outside = outside  #: tasks that a subgraph has left out: they may be chosen, and do not run
         self.in_use = False  #: runs read it: the next change is made to a copy
         self._bindings: dict[str, Binding] = {}
+        self._newest_binding: Binding | None = None
         self._forget()
 
     def copy(self) -> Registry:
@@ -95,8 +106,10 @@ class Registry:
     def add(self, task: Task[..., Any]) -> None:
         """Register a task, in place of one of the same name."""
         self.tasks[task.name] = task
-        self._bindings.pop(task.name, None)
-        self._forget()
+        if self._bindings:
+            self._bindings.pop(task.name, None)
+        if not self._fresh:
+            self._forget()
 
     def connect(self, edges: Iterable[Edge]) -> None:
         """Add edges."""
@@ -105,8 +118,11 @@ class Registry:
 
     def _forget(self) -> None:
         """What follows from the tasks is not true any more."""
+        self._fresh = True  # nothing was worked out yet
         self._planned: dict[str, Planned] = {}
+        self._default: Executor | None = None
         self._names: tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[Exception]] | None = None
+        self._functions: dict[int, list[str]] | None = None
         self._graph: Graph | None = None
         self._checked = False
         self._parts: dict[tuple[str, ...], tuple[Graph, frozenset[str]]] = {}
@@ -120,7 +136,10 @@ class Registry:
             # Reading signatures takes a large module, which is loaded with the first task.
             from millstream.binding import Binding
 
-            binding = self._bindings[name] = Binding(self.tasks[name].fn)
+            fn = self.tasks[name].fn
+            newest = self._newest_binding  # a function is often registered under many names
+            binding = newest if newest is not None and newest.fn is fn else Binding(fn)
+            self._bindings[name] = self._newest_binding = binding
         return binding
 
     @property
@@ -135,39 +154,37 @@ class Registry:
 
     def _resolved(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[Exception]]:
         if self._names is None:
+            self._fresh = False
             found: list[Exception] = []
-            named = self._named_functions()
-            needs: dict[str, dict[str, None]] = {}
-            routes: dict[str, dict[str, None]] = {}
-            for name, task in self.tasks.items():
-                needs[name] = dict.fromkeys(self._needs_of(task, named, found))
-                if task.options.routes is not None:
-                    routes[name] = dict.fromkeys(self._resolve(task, "routes", task.options.routes, named, found))
+            needs = {name: self._needs_of(task, found) for name, task in self.tasks.items()}
+            routes = {
+                name: self._resolve(task, "routes", task.options.routes, found)
+                for name, task in self.tasks.items()
+                if task.options.routes is not None
+            }
             for edge in self.edges:
-                ends = (edge.source, routes) if edge.route else (edge.target, needs)
-                ends[1].setdefault(ends[0], {})[edge.target if edge.route else edge.source] = None
-            for name in [*needs, *routes]:
-                if name not in self.tasks:
-                    needs.pop(name, None)
-                    routes.pop(name, None)
-                    found.append(TaskNotFoundError(name, self.tasks))
-            self._names = (
-                {name: tuple(ends) for name, ends in needs.items()},
-                {name: tuple(ends) for name, ends in routes.items()},
-                found,
-            )
+                for name in (edge.source, edge.target):
+                    if name not in self.tasks:
+                        found.append(TaskNotFoundError(name, self.tasks))
+                if edge.source in self.tasks and edge.target in self.tasks:
+                    ends, at, to = (routes, edge.source, edge.target) if edge.route else (needs, edge.target, edge.source)
+                    if to not in ends.get(at, ()):
+                        ends[at] = (*ends.get(at, ()), to)
+            self._names = needs, routes, found
+            self._functions = None
         return self._names
 
-    def _needs_of(self, task: Task[..., Any], named: Mapping[int, list[str]], found: list[Exception]) -> Iterable[str]:
-        declared = task.options.depends_on
-        mapped = task.options.for_each
-        over = () if mapped is None or mapped.startswith("$") else (mapped,)
-        if declared is not None:
-            return (*self._resolve(task, "depends_on", declared, named, found), *over)
-        if not over and not self._may_infer(task):
+    def _needs_of(self, task: Task[..., Any], found: list[Exception]) -> tuple[str, ...]:
+        options = task.options
+        over = options.for_each
+        mapped = () if over is None or over.startswith("$") else (over,)
+        if options.depends_on is not None:
+            needs = self._resolve(task, "depends_on", options.depends_on, found)
+        elif mapped or self._may_infer(task):
+            needs = tuple(n for n in self.binding(task.name).inferable if n in self.tasks and n != task.name)
+        else:
             return ()
-        inferable = self.binding(task.name).inferable
-        return (*over, *(name for name in inferable if name in self.tasks and name != task.name))
+        return needs if not mapped or over in needs else (*mapped, *needs)
 
     def _may_infer(self, task: Task[..., Any]) -> bool:
         """Whether any parameter could bear the name of a task: a quick look, for most functions need no other."""
@@ -178,50 +195,63 @@ class Registry:
             or any(name in self.tasks for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
         )
 
-    def _named_functions(self) -> dict[int, list[str]]:
-        named: dict[int, list[str]] = {}
-        for name, task in self.tasks.items():
-            named.setdefault(id(task.fn), []).append(name)
-            if task.origin is not task:
-                named.setdefault(id(task.origin), []).append(name)
-        return named
-
     def _resolve(
-        self,
-        task: Task[..., Any],
-        option: str,
-        given: Iterable[TaskName],
-        named: Mapping[int, list[str]],
-        found: list[Exception],
-    ) -> Iterable[str]:
-        """Yield the names of tasks that are given as names, functions or tasks."""
+        self, task: Task[..., Any], option: str, given: tuple[TaskName, ...], found: list[Exception]
+    ) -> tuple[str, ...]:
+        """Return the names of tasks that are given as names, functions or tasks, each once."""
+        if all(type(each) is str for each in given):
+            return tuple(dict.fromkeys(given))  # type: ignore[arg-type]
+        names: dict[str, None] = {}
         for each in given:
-            if isinstance(each, str):
-                yield each
-                continue
-            names = named.get(id(each)) or (named.get(id(each.origin)) if isinstance(each, Task) else None) or []
-            own = each.name if isinstance(each, Task) else name_of(each)
-            if len(names) == 1 or own in names:
-                yield own if own in names else names[0]
-            elif names:
-                found.append(
-                    FlowError(
-                        f"Task {task.name} has in its {option} a function that is registered as {', '.join(names)}: "
-                        "give the name instead."
-                    )
-                )
-            else:
-                error = TaskNotFoundError(own, self.tasks)
-                error.add_note(f"Task {task.name} has a function of that name in its {option}: is it of another flow?")
-                found.append(error)
+            name = each if isinstance(each, str) else self._name_of(task, option, each, found)
+            if name is not None:
+                names[name] = None
+        return tuple(names)
+
+    def _name_of(self, task: Task[..., Any], option: str, fn: Any, found: list[Exception]) -> str | None:
+        """Return the name under which a function or a task is registered; None after noting what is wrong."""
+        names = self._named().get(id(fn.origin) if isinstance(fn, Task) else id(fn), [])
+        own = fn.name if isinstance(fn, Task) else name_of(fn)
+        if own in names:
+            return own
+        if len(names) == 1:
+            return names[0]
+        error: Exception = TaskNotFoundError(own, self.tasks)
+        if names:
+            error = FlowError(
+                f"Task {task.name} has in its {option} a function that is registered as {', '.join(names)}: "
+                "give the name instead."
+            )
+        else:
+            error.add_note(f"Task {task.name} has a function of that name in its {option}: is it of another flow?")
+        found.append(error)
+        return None
+
+    def _named(self) -> dict[int, list[str]]:
+        """Return the names of each function, and of each task, that is registered."""
+        if self._functions is None:
+            self._functions = {}
+            for name, task in self.tasks.items():
+                self._functions.setdefault(id(task.fn), []).append(name)
+                self._functions.setdefault(id(task), []).append(name)
+        return self._functions
 
     # ---- checking -------------------------------------------------------------------------------
 
     def problems(self) -> list[Exception]:
         """Return everything that is wrong with the edges."""
-        needs, routes, found = self._resolved()
-        inside = {name: [end for end in ends if end not in self.outside] for name, ends in routes.items()}
-        return [*found, *problems(needs, inside)]
+        if self._graph is None:
+            needs, routes, found = self._resolved()
+            inside = {name: [end for end in ends if end not in self.outside] for name, ends in routes.items()}
+            found = [*found, *missing(needs, inside)]
+            if found:
+                needs = {name: tuple(end for end in ends if end in needs) for name, ends in needs.items()}
+            graph = Graph(needs, {name: [end for end in ends if end in needs] for name, ends in inside.items()})
+            found += cycles(graph)
+            if found:
+                return found
+            self._graph = graph
+        return []
 
     def unfilled(self) -> list[Exception]:
         """Return a ``BindingError`` for each parameter of a task with dependencies that nothing fills."""
@@ -250,12 +280,9 @@ class Registry:
                 raise found[0]
             if found:
                 raise ExceptionGroup(f"Flow {self.flow} cannot run: {len(found)} problems with its edges", found)
-            needs, routes = self.dependencies, self.routes
-            if any(needs.values()) or any(routes.values()):
-                inside = {name: [end for end in ends if end in self.tasks] for name, ends in routes.items()}
-                self._graph = Graph(needs, inside)
             self._checked = True
-        return self._graph
+        assert self._graph is not None, "without problems there is a graph"
+        return self._graph if self._graph.any_edges else None
 
     def part(self, targets: Sequence[str]) -> tuple[Graph, frozenset[str]]:
         """Return the graph of ``targets`` and all that they depend on, and the names in it.
@@ -269,7 +296,9 @@ class Registry:
             for name in key:
                 if name not in self.tasks:
                     raise TaskNotFoundError(name, self.tasks)
-            graph = self.graph() or Graph(self.dependencies, {})
+            self.graph()
+            graph = self._graph
+            assert graph is not None, "without problems there is a graph"
             numbers = graph.before(graph.number[name] for name in key)
             part = graph.part(numbers), frozenset(graph.names[number] for number in numbers)
             self._parts = {key: part}  # the newest alone: targets may be different every time
@@ -281,10 +310,13 @@ class Registry:
         if planned is None and name in self.tasks:
             task, graph = self.tasks[name], self.graph()
             node = None if graph is None or not graph.has_edges(graph.number[name]) else graph.number[name]
+            executor = task.options.executor
+            if executor is None and self._default is None:
+                self._default = executors.get()
             planned = self._planned[name] = Planned(
                 task,
                 self.binding(name),
-                executors.get(task.options.executor),
+                self._default if executor is None and self._default is not None else executors.get(executor),
                 node=node,
                 needs=self.dependencies[name],
                 routes=self.routes.get(name),

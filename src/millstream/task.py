@@ -185,111 +185,97 @@ class TaskOptions(TypedDict, total=False):
 
 
 class Options:
-    """The options of a task, checked where they enter.
-
-    Args:
-        executor: where this task is called: ``"thread"``, ``"asyncio"``, ``"inline"`` or an
-            executor object. None: where the flow calls its tasks.
-        timeout: seconds that one attempt may take.
-        description: one sentence for people.
-        depends_on: tasks that must finish before it starts, as names or functions. None: those whose
-            names its required parameters bear; ``[]``: none.
-        routes: tasks that it may choose to run next, as names or functions.
-        on_dep_failure: what happens to it when something that it depends on has failed: ``"fail"``,
-            ``"skip"`` or ``"run-anyway"``.
-        for_each: the name of a dependency, or a path such as ``"$ctx.rows"``: it is called for each
-            item of that, and its output is the list of what it returned.
-        retry: how often it is tried, and how long it waits in between; or, in short:
-        retries: attempts after the first one; or ``max_attempts``, with the first one.
-        backoff: ``"none"``, ``"linear"`` or ``"exponential"``, with ``backoff_base`` and ``backoff_max``
-            in seconds.
-        retry_on: the exception classes after which it is tried again.
-        max_parallel: task runs of it that are under way at once, in one run of the flow; with
-            ``for_each``, items.
-        uses: names of limits of the flow that each attempt holds.
-        priority: a higher one starts earlier.
+    """The options of a task, checked where they enter; those that are not given have the values below.
 
     Raises:
         TypeError, ValueError: a bad value; an unknown option is refused with the nearest of ours.
     """
 
-    __slots__ = (
-        "depends_on", "description", "executor", "for_each", "max_parallel", "on_dep_failure", "policy", "priority",
-        "routes", "timeout", "uses",
+    #: Where this task is called: ``"thread"``, ``"asyncio"``, ``"inline"`` or an executor object. None:
+    #: where the flow calls its tasks.
+    executor: str | Executor | FuturesExecutor | None = None
+    #: Seconds that one attempt may take.
+    timeout: float | None = None
+    #: One sentence for people.
+    description: str | None = None
+    #: Tasks that must finish before it starts, as names or functions. None: those whose names its
+    #: required parameters bear; ``[]``: none.
+    depends_on: tuple[TaskName, ...] | None = None
+    #: Tasks that it may choose to run next, as names or functions.
+    routes: tuple[TaskName, ...] | None = None
+    #: What happens to it when something that it depends on has failed.
+    on_dep_failure: OnDepFailure = "fail"
+    #: The name of a dependency, or a path such as ``"$ctx.rows"``: it is called for each item of that,
+    #: and its output is the list of what it returned.
+    for_each: str | None = None
+    #: How often it is tried, and how long it waits in between. In short: ``retries`` (attempts after the
+    #: first) or ``max_attempts``, ``backoff``, ``backoff_base`` and ``backoff_max`` (seconds), ``retry_on``.
+    retry: Retry | None = None
+    #: Task runs of it that are under way at once, in one run of the flow; with ``for_each``, items.
+    max_parallel: int | None = None
+    #: Names of limits of the flow that each attempt holds.
+    uses: tuple[str, ...] = ()
+    #: A higher one starts earlier.
+    priority: int = 0
+
+    KEPT: ClassVar[tuple[str, ...]] = (
+        "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "retry",
+        "max_parallel", "uses", "priority",
     )  # fmt: skip
-    NAMES: ClassVar[tuple[str, ...]] = (
-        "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "retry", "retries",
-        "max_attempts", "backoff", "backoff_base", "backoff_max", "retry_on", "max_parallel", "uses", "priority",
+    #: Options that are short for a ``Retry``.
+    SHORT: ClassVar[tuple[str, ...]] = (
+        "retries", "max_attempts", "backoff", "backoff_base", "backoff_max", "retry_on",
     )  # fmt: skip
+    NAMES: ClassVar[tuple[str, ...]] = (*KEPT, *SHORT)
     #: Options of other libraries, and ours for them.
     ALIASES: ClassVar[Mapping[str, str]] = {
         "backend": "executor", "timeout_s": "timeout", "deps": "depends_on", "limits": "uses",
     }  # fmt: skip
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        executor: str | Executor | FuturesExecutor | None = None,
-        timeout: float | None = None,
-        description: str | None = None,
-        depends_on: Iterable[TaskName] | None = None,
-        routes: Iterable[TaskName] | None = None,
-        on_dep_failure: OnDepFailure = "fail",
-        for_each: str | None = None,
-        retry: Retry | None = None,
-        retries: int | None = None,
-        max_attempts: int | None = None,
-        backoff: Backoff | None = None,
-        backoff_base: float | None = None,
-        backoff_max: float | None = None,
-        retry_on: RetryOn | None = None,
-        max_parallel: int | None = None,
-        uses: Iterable[str] = (),
-        priority: int = 0,
-        **unknown: Any,
-    ) -> None:
-        if unknown:
-            refuse_option(f"Task {name}", next(iter(unknown)), self.NAMES, self.ALIASES)
-        check_limit(timeout, f"task {name}")
-        if description is not None and not isinstance(description, str):
-            raise TypeError(f"The description of task {name} is a string, not {description!r}.")
-        if on_dep_failure not in ("fail", "skip", "run-anyway"):
-            raise ValueError(
-                f"Task {name} takes on_dep_failure='fail', 'skip' or 'run-anyway', not {on_dep_failure!r}."
-            )
-        if for_each is not None and not isinstance(for_each, str):
-            raise TypeError(
-                f"Task {name} takes for_each as a path such as '$ctx.rows' or the name of a dependency, "
-                f"not {for_each!r}."
-            )
-        if max_parallel is not None:
-            check_count(max_parallel, f"max_parallel of task {name}")
-        self.executor, self.timeout, self.description = executor, timeout, description
-        self.depends_on = None if depends_on is None else task_names(depends_on, f"depends_on of task {name}")
-        self.routes = None if routes is None else task_names(routes, f"routes of task {name}")
-        self.on_dep_failure, self.for_each, self.max_parallel = on_dep_failure, for_each, max_parallel
-        self.uses = limit_names(uses, f"uses of task {name}")
-        self.priority = check_priority(priority, f"task {name}")
-        self.policy = None
-        given = (retry, retries, max_attempts, backoff, backoff_base, backoff_max, retry_on)
-        if any(value is not None for value in given):
+    def __init__(self, name: str, **options: Any) -> None:
+        short = {}
+        for option, value in options.items():
+            if option in CHECKS:
+                if value is not None:
+                    value = CHECKS[option](value, f"{option} of task {name}")
+                    setattr(self, option, value)
+            elif option in self.SHORT or option == "retry":
+                short[option] = value
+            elif option != "executor":
+                refuse_option(f"Task {name}", option, self.NAMES, self.ALIASES)
+            elif value is not None:
+                self.executor = value  # the flow knows which there are
+        if short:
             from millstream.policies import Retry
 
-            self.policy = Retry.of(
-                name,
-                retry=retry,
-                retries=retries,
-                max_attempts=max_attempts,
-                backoff=backoff,
-                backoff_base=backoff_base,
-                backoff_max=backoff_max,
-                retry_on=retry_on,
-            )
+            self.retry = Retry.of(name, **short)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as keyword arguments, those of retrying as one ``retry``."""
-        return {"retry": self.policy} | {name: getattr(self, name) for name in self.__slots__ if name != "policy"}
+        return {name: getattr(self, name) for name in self.KEPT}
+
+
+def _check_timeout(value: Any, what: str) -> Any:
+    check_limit(value, what.removeprefix("timeout of "))
+    return value
+
+
+def _check_text(value: Any, what: str) -> Any:
+    if not isinstance(value, str):
+        raise TypeError(f"The {what} is a string, not {value!r}.")
+    return value
+
+
+def _check_policy(value: Any, what: str) -> Any:
+    if value not in ("fail", "skip", "run-anyway"):
+        raise ValueError(f"The {what} is 'fail', 'skip' or 'run-anyway', not {value!r}.")
+    return value
+
+
+def _check_for_each(value: Any, what: str) -> Any:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"The {what} is a path such as '$ctx.rows' or the name of a dependency, not {value!r}.")
+    return value
 
 
 class Task(Generic[P, R]):
@@ -308,8 +294,11 @@ class Task(Generic[P, R]):
         self.name = name
         self.fn = fn
         self.options = Options(name, **options)
-        self.origin: Task[..., Any] = self  #: the task that this is a view of; see ``flow[name]``
-        functools.update_wrapper(self, fn, updated=())
+
+    @property
+    def origin(self) -> Task[..., Any]:
+        """The task that this is a view of (see ``flow[name]``); in general, itself."""
+        return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function as it is."""
@@ -367,9 +356,9 @@ class Task(Generic[P, R]):
 @overload
 def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def task(name: str | None = None, /, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def task(fn: Any = None, /, **options: Any) -> Any:
-    """Make a ``Task`` of a function, at module level, for ``flow.add``.
+def task(name: str | None = None, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(name: Any = None, **options: Any) -> Any:
+    """Make a ``Task`` of a function, at module level, for ``flow.add`` and ``task.submit``.
 
     Bare (``@task``), with a name (``@task("load")``) or with options (``@task(timeout=5)``); see
     ``Options`` for these. The name is the function's unless one is given.
@@ -377,13 +366,12 @@ def task(fn: Any = None, /, **options: Any) -> Any:
     Raises:
         TypeError, ValueError: as ``Options``.
     """
-    if "name" in options:
-        raise TypeError("@task takes the name first: @task('load', ...).")
-    if fn is not None and not isinstance(fn, str):
-        return Task(name_of(fn), fn, **options)
+    if name is not None and not isinstance(name, str):
+        return functools.update_wrapper(Task(name_of(name), name, **options), name, updated=())
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
-        return Task(name_of(function) if fn is None else fn, function, **options)
+        made = Task(name_of(function) if name is None else name, function, **options)
+        return functools.update_wrapper(made, function, updated=())
 
     return decorate
 
@@ -425,7 +413,8 @@ class TaskBase:
         if not callable(getattr(self, "run", None)):
             raise TypeError(f"{cls.__name__} needs a method run.")
         options = {name: _as_given(getattr(cls, name)) for name in Options.NAMES if hasattr(cls, name)}
-        return Task(cls.name or cls.__name__, self.run, **options)
+        made: Task[..., Any] = Task(cls.name or cls.__name__, self.run, **options)
+        return functools.update_wrapper(made, self.run, updated=())
 
 
 def _as_given(value: Any) -> Any:
@@ -433,44 +422,46 @@ def _as_given(value: Any) -> Any:
     return getattr(value, "__func__", value)
 
 
-def task_names(names: Any, whose: str) -> tuple[TaskName, ...]:
+def task_names(names: Any, what: str) -> tuple[TaskName, ...]:
     """Return a checked list of names and functions.
 
     Raises:
         TypeError: it is no list, or has something else in it.
     """
-    if isinstance(names, str | bytes | Mapping) or callable(names) or not isinstance(names, Iterable):
-        raise TypeError(f"{whose} is a list of names or functions, not {names!r}.")
-    found = tuple(dict.fromkeys(names))
+    if type(names) not in (list, tuple) and (
+        isinstance(names, str | bytes | Mapping) or callable(names) or not isinstance(names, Iterable)
+    ):
+        raise TypeError(f"{what} is a list of names or functions, not {names!r}.")
+    found = tuple(names)
     for name in found:
-        if not isinstance(name, str) and not callable(name):
-            raise TypeError(f"{whose} is a list of names or functions, and has {name!r}.")
+        if type(name) is not str and not isinstance(name, str) and not callable(name):
+            raise TypeError(f"{what} is a list of names or functions, and has {name!r}.")
     return found
 
 
-def limit_names(names: Any, whose: str) -> tuple[str, ...]:
+def limit_names(names: Any, what: str) -> tuple[str, ...]:
     """Return a checked list of names of limits.
 
     Raises:
         TypeError: it is no list of strings.
     """
     if isinstance(names, str | bytes | Mapping) or not isinstance(names, Iterable):
-        raise TypeError(f"{whose} is a list of names of limits, not {names!r}.")
+        raise TypeError(f"{what} is a list of names of limits, not {names!r}.")
     found = tuple(dict.fromkeys(names))
     for name in found:
         if not isinstance(name, str):
-            raise TypeError(f"{whose} is a list of names of limits, and has {name!r}.")
+            raise TypeError(f"{what} is a list of names of limits, and has {name!r}.")
     return found
 
 
-def check_priority(priority: object, whose: str) -> int:
+def check_priority(priority: Any, what: str) -> int:
     """Refuse a priority that is no whole number.
 
     Raises:
         TypeError: it is none.
     """
     if isinstance(priority, bool) or not isinstance(priority, int):
-        raise TypeError(f"The priority of {whose} is a whole number, not {priority!r}.")
+        raise TypeError(f"The {what} is a whole number, not {priority!r}.")
     return priority
 
 
@@ -486,6 +477,20 @@ def check_count(value: object, what: str) -> int:
     if value < 1:
         raise ValueError(f"{what} is at least 1, not {value}.")
     return value
+
+
+#: How the value of each option is checked; it is given the value, and what to call it in an error.
+CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "timeout": _check_timeout,
+    "description": _check_text,
+    "depends_on": task_names,
+    "routes": task_names,
+    "on_dep_failure": _check_policy,
+    "for_each": _check_for_each,
+    "max_parallel": check_count,
+    "uses": limit_names,
+    "priority": check_priority,
+}
 
 
 def name_of(fn: Any) -> str:

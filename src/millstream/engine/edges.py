@@ -122,7 +122,7 @@ class Edges:
         """No run of a task is left; return whether it may come again, and is expected therefore."""
         if not self._active[task]:
             return False
-        if self.fired[task] or self._open_needs[task] or self._open_routers[task]:
+        if self.fired[task] or task in self.failed or self._open_needs[task] or self._open_routers[task]:
             self.expected[task] = 1
             self.waiting += 1
             return True
@@ -144,6 +144,17 @@ class Edges:
             if not routers[there] and not needs[there] and (expected[there] or there in parked):
                 decide.append(there)
         return decide
+
+    def is_plain(self, task: int) -> bool:
+        """Whether a task that is to be decided simply runs: the usual case, without a look at anything else."""
+        return bool(
+            self.fired[task]
+            and self.expected[task]
+            and not self.failed
+            and not self._parked
+            and not self.graph.routers[task]
+            and not self._open_needs[task]
+        )
 
     def is_open(self, task: int) -> bool:
         """Whether something active can still lead to a task."""

@@ -87,7 +87,8 @@ class Planned(Protocol):
     priority: int
     retry: Retry | None
     routes: tuple[str, ...] | None
-    payload: Callable[[Any], Any]  #: what a router that chooses a bare name sends along
+
+    def payload(self, run: Any) -> Any: ...
 
 
 class Plan(Protocol):

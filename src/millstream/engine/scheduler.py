@@ -313,6 +313,7 @@ class Scheduler:
             self._activate(requests)
         for position, request in enumerate(requests):
             self._request(request, hash((0, position)), None, None)
+        self._work_off()
 
     def check(self, requests: Sequence[NextTask], asker: TaskRun | None = None) -> bool:
         """Refuse a list of requests that cannot be served; return whether it has a join.
@@ -408,7 +409,7 @@ class Scheduler:
         if isinstance(run.extra, Call):
             run.extra.run = again
         self.delayed.add(again)
-        self._admit()
+        self._work_off()
         return again
 
     def due(self, run: TaskRun) -> None:
@@ -416,6 +417,7 @@ class Scheduler:
         if run in self.delayed:
             self.delayed.discard(run)
             self._pass(run)
+            self._work_off()
 
     def granted(self, run: TaskRun) -> bool:
         """A task run has the limits that it uses; False when it was cancelled meanwhile."""
@@ -423,6 +425,7 @@ class Scheduler:
             return False
         self.limited.discard(run)
         self._dispatch(run)
+        self._work_off()
         return True
 
     def blocked(self, task: TaskState) -> None:
@@ -431,7 +434,7 @@ class Scheduler:
         task.blocked += 1
         if task.held:
             self._admit_of(task)
-        self._admit()
+        self._work_off()
 
     def unblocked(self, task: TaskState) -> None:
         """It goes on."""
@@ -444,6 +447,7 @@ class Scheduler:
         Lists that still grow must be closed by their driver.
         """
         self.stopped = True
+        self._agenda.clear()
         ready = self._drain_queues()
         self.under_way -= len(ready)
         cancelled = [*ready, *self.pending, *self.limited, *self.delayed]
@@ -525,6 +529,7 @@ class Scheduler:
             self._add_join(scope, request, path)
         else:
             self._add_sibling(scope, request, path)
+        self._work_off()
 
     def close_list(self, scope: Scope) -> None:
         """The list is complete: its joins wait for its members alone now."""
@@ -562,7 +567,7 @@ class Scheduler:
             self.pending.add(run)
         else:
             self._call_ready(run)
-            self._work_off()
+        self._work_off()
         return run
 
     def spread(self, run: TaskRun, items: Sequence[Any]) -> bool:
@@ -590,6 +595,7 @@ class Scheduler:
             self.scheduled += 1
             each.live += 1
             self._pass(part)
+        self._work_off()
         return True
 
     def mapped(self, run: TaskRun) -> list[Any] | None:
@@ -825,7 +831,7 @@ class Scheduler:
             self._let_on(run)
         else:
             heappush(task.held, (-run.priority, run.order, run))
-            self._admit_of(task)
+            self._agenda.append((self._admit_of, task))  # when all that this fact leads to is there
 
     def _let_on(self, run: TaskRun) -> None:
         """A task run passes the gate of its task."""
@@ -840,7 +846,7 @@ class Scheduler:
         """An attempt that had passed the gate of its task is over."""
         task.busy -= 1
         if task.held and not self.stopped:
-            self._admit_of(task)
+            self._agenda.append((self._admit_of, task))
 
     def _admit_of(self, task: TaskState) -> None:
         """Let on what ``max_parallel`` of a task held back, as far as it allows now."""
@@ -853,8 +859,7 @@ class Scheduler:
             self.under_way += 1
             run.task.queue.put(run)
         else:
-            heappush(self.held, (-run.priority, run.order, run))
-            self._admit()
+            heappush(self.held, (-run.priority, run.order, run))  # ``_work_off`` admits
 
     def _admit(self) -> None:
         """Dispatch what ``max_parallel`` held back, as far as it allows now."""
@@ -892,7 +897,7 @@ class Scheduler:
             self.edges.fell(task.node)
             self._edges_settle(run)
         if run.scope is not None:
-            if run.slot is not None:
+            if run.slot is not None and status is not SKIPPED:
                 run.scope.failed.append(run.id)
             self._agenda.append((self._leave, run.scope))
 
@@ -941,14 +946,19 @@ class Scheduler:
         """No run of a task is left: decide whatever waited for it, and what that decides in turn."""
         edges = self.edges
         assert edges is not None, "only a graph has nodes"
+        tasks, names = self.tasks, edges.graph.names
         todo = deque([node])
         while todo:
             node = todo.popleft()
-            if self._state_of(node).live:
+            if tasks[names[node]].live:
                 continue
             decide = [node] if edges.expected[node] or edges.over(node) else edges.leave(node)
             for there in decide:
-                if self._decide(there):
+                if edges.is_plain(there):
+                    edges.unexpect(there)
+                    edges.fired[there] = 0
+                    self._follow_edge(tasks[names[there]], there)
+                elif self._decide(there):
                     todo.append(there)
 
     def _decide(self, node: int) -> bool:

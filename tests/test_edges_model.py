@@ -1,0 +1,383 @@
+"""The scheduler with a graph, beside references that are plainly right.
+
+Two references. ``verdicts`` tells from the fate of each task alone what becomes of a run: it walks the
+graph once, in order, and knows no time. ``Model`` follows a run event by event, with anything asked for
+at any time: it keeps the task runs that are live and what has happened since a task was last decided,
+and looks at all that comes before a task to find out whether it still has to wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import Phase, given, settings
+
+from millstream.engine.ready import Ready
+from millstream.engine.scheduler import Coalesced, Scheduler, Settled, TaskRun, TaskState
+from millstream.errors import DependencyFailedError, StateError
+from millstream.graph import Graph
+from millstream.values import NextTask, Status
+
+SUCCESS, FAILED, SKIPPED, CANCELLED = Status.SUCCESS, Status.FAILED, Status.SKIPPED, Status.CANCELLED
+PENDING, RUNNING, ABANDONED = Status.PENDING, Status.RUNNING, Status.ABANDONED
+
+# Reducing a failure takes long; add Phase.shrink to see the shortest story.
+checked = settings(
+    phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, database=None, report_multiple_bugs=False
+)
+
+
+# ---- any graph ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The edges of a flow and the options of its tasks. Every edge leads to a later name."""
+
+    needs: dict[str, list[str]]
+    routes: dict[str, list[str]]
+    options: dict[str, dict[str, Any]]
+    max_parallel: int | None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.needs)
+
+    def routers(self, name: str) -> list[str]:
+        return [router for router, routes in self.routes.items() if name in routes]
+
+    def before(self, name: str) -> list[str]:
+        return [*self.needs[name], *self.routers(name)]
+
+    def after(self, name: str) -> list[str]:
+        return [each for each in self.names if name in self.needs[each]]
+
+    def all_after(self, starts: list[str]) -> set[str]:
+        found = set(starts)
+        for name in self.names:  # what leads to it stands before it
+            if found.intersection(self.before(name)):
+                found.add(name)
+        return found
+
+    def policy(self, name: str) -> str:
+        return self.options[name]["on_dep_failure"]
+
+
+def options_of(names: list[str], draw: Any, gates: bool) -> dict[str, dict[str, Any]]:
+    option = st.fixed_dictionaries(
+        {
+            "on_dep_failure": st.sampled_from(["fail", "skip", "run-anyway"]),
+            "max_parallel": st.sampled_from([None, None, 1, 2] if gates else [None]),
+            "uses": st.sampled_from([(), (), ("db",)] if gates else [()]),
+            "priority": st.sampled_from([0, 0, 1, -1]),
+        }
+    )
+    return {name: draw(option) for name in names}
+
+
+@st.composite
+def shapes(draw: Any) -> Shape:
+    """Draw a few tasks with dependencies and routes among them; some have no edge."""
+    names = list("abcdefg"[: draw(st.integers(2, 7))])
+    kinds = st.sampled_from(["", "", "need", "need", "route"])
+    needs: dict[str, list[str]] = {name: [] for name in names}
+    routes: dict[str, list[str]] = {}
+    for place, name in enumerate(names):
+        for earlier in names[:place]:
+            kind = draw(kinds)
+            if kind == "need":
+                needs[name].append(earlier)
+            elif kind == "route":
+                routes.setdefault(earlier, []).append(name)
+    gates = draw(st.booleans())
+    return Shape(needs, routes, options_of(names, draw, gates), draw(st.sampled_from([None, None, 1, 2, 3])))
+
+
+# ---- what drives the scheduler -----------------------------------------------------------------------
+
+
+class Bench:
+    """A scheduler on a graph, the workers of two lanes, and whatever must be true between any two events."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.queues = [Ready(), Ready()]
+        self.graph = Graph(shape.needs, shape.routes)
+        self.scheduler = Scheduler(self.find, graph=self.graph, max_parallel=shape.max_parallel)
+        self.running: list[TaskRun] = []
+        self.waiting: list[TaskRun] = []  #: those of them that are blocked
+        self.growing: list[Any] = []
+        self.begun: list[TaskRun] = []
+        self.settled: list[Settled] = []
+        self.coalesced = 0
+        self.want: list[TaskRun] = []  #: they have asked for their limits
+        self.free: set[TaskRun] = set()  #: as of the last look: those that wait for no other task run
+        self.let_on: set[TaskRun] = set()  #: of these, those whom the gate of their task has let on
+        self.dispatched: set[TaskRun] = set()  #: and those whom the gate of the run has let on
+
+    def find(self, name: str) -> TaskState | None:
+        number = self.graph.number.get(name)
+        if number is None:
+            return None
+        node = number if self.graph.has_edges(number) else None
+        return TaskState(name, self.queues[number % 2], node=node, **self.shape.options[name])
+
+    def ready(self) -> list[TaskRun]:
+        return [run for queue in self.queues for run in queue]
+
+    # what workers do
+
+    def begin(self, queue: Ready) -> TaskRun:
+        run = queue.popleft()
+        run.begin()
+        self.running.append(run)
+        self.begun.append(run)
+        return run
+
+    def leave(self, run: TaskRun) -> None:
+        self.running.remove(run)
+        self.unblock(run)
+
+    def block(self, run: TaskRun) -> None:
+        self.waiting.append(run)
+        self.scheduler.blocked(run.task)
+
+    def unblock(self, run: TaskRun) -> None:
+        if run in self.waiting:
+            self.waiting.remove(run)
+            self.scheduler.unblocked(run.task)
+
+    def finish(self, run: TaskRun, output: Any, requests: list[NextTask] | None) -> bool:
+        joins = self.scheduler.check(requests, run) if requests else False
+        self.leave(run)
+        return self.scheduler.finished(run, output, requests, joins)
+
+    def grant(self, run: TaskRun) -> None:
+        self.want.remove(run)
+        assert self.scheduler.granted(run)
+
+    # what must be true between two events
+
+    def look(self) -> None:
+        """Take what the scheduler has to say, and look at all that it keeps."""
+        scheduler = self.scheduler
+        for entry in scheduler.outbox:
+            if isinstance(entry, TaskRun):
+                self.want.append(entry)
+            elif isinstance(entry, Settled):
+                self.settled.append(entry)
+            else:
+                assert isinstance(entry, Coalesced)
+                self.coalesced += 1
+        scheduler.outbox.clear()
+        assert set(self.want) == scheduler.limited
+        assert set(self.waiting) <= set(self.running)
+
+        tasks = scheduler.tasks
+        at_gate = [run for task in tasks.values() for _, _, run in task.held]
+        held = [run for _, _, run in scheduler.held]
+        parked = scheduler.edges.parked()
+        ready = self.ready()
+        live = [*ready, *self.running, *held, *at_gate, *scheduler.limited, *scheduler.delayed]
+        live += [*scheduler.pending, *parked]
+        assert len(set(live)) == len(live), "each task run is in one place"
+        assert all(run.status is (RUNNING if run in self.running else PENDING) for run in live)
+        assert len({run.id for run in live}) == len(live), "no two live task runs have the same id"
+        self.counts_agree(live, ready, held)
+        self.edges_agree(live, parked)
+        self.gates_agree(ready, held, at_gate)
+        free = set(live) - set(parked) - scheduler.pending
+        for run in free - self.free:
+            assert run.attempt > 1 or not self.active_among(self.shape.needs[run.task.name], live), "it had to wait"
+        self.free = free
+        assert scheduler.done == (not live and not self.growing)
+
+    def counts_agree(self, live: list[TaskRun], ready: list[TaskRun], held: list[TaskRun]) -> None:
+        scheduler = self.scheduler
+        assert scheduler.under_way == len(ready) + len(self.running)
+        count = Counter(run.task.name for run in live)
+        passed = Counter(run.task.name for run in [*ready, *self.running, *held, *scheduler.limited])
+        blocked = Counter(run.task.name for run in self.waiting)
+        for name, task in scheduler.tasks.items():
+            assert (task.live, task.blocked) == (count[name], blocked[name])
+            assert task.busy == (passed[name] if task.gated else 0)
+        assert scheduler.feeds == len(self.growing)
+        edges = scheduler.edges
+        assert min(*edges._open_needs, *edges._open_routers, 0) == 0, "no counter is negative"
+        assert edges.waiting == sum(edges.expected)
+
+    def gates_agree(self, ready: list[TaskRun], held: list[TaskRun], at_gate: list[TaskRun]) -> None:
+        """Nobody is let through a gate beyond its limit, and nobody is held back without need."""
+        scheduler, limit = self.scheduler, self.shape.max_parallel
+        dispatched = {*ready, *self.running}
+        active = scheduler.under_way - len(self.waiting)
+        if limit is not None:
+            assert not dispatched - self.dispatched or active <= limit
+            assert not held or active >= limit
+        else:
+            assert not held
+        let_on = {*dispatched, *held, *scheduler.limited}
+        for task in scheduler.tasks.values():
+            news = any(run.task is task for run in let_on - self.let_on)
+            if task.max_parallel is not None:
+                assert not news or task.busy - task.blocked <= task.max_parallel
+                assert not task.held or task.busy - task.blocked >= task.max_parallel
+            else:
+                assert not task.held
+        self.let_on, self.dispatched = let_on, dispatched
+
+    def active_among(self, names: list[str], live: list[TaskRun]) -> set[str]:
+        """Return those that are pending or running, or that something before them may still lead to."""
+        alive = {run.task.name for run in live}
+        return {name for name in names if alive & self.all_before(name)}
+
+    def all_before(self, name: str) -> set[str]:
+        found = {name}
+        for each in reversed(self.shape.names):
+            if each in found:
+                found.update(self.shape.before(each))
+        return found
+
+    def edges_agree(self, live: list[TaskRun], parked: list[TaskRun]) -> None:
+        """A task is expected while something before it is live, and parked while something it asked to wait for is."""
+        edges, shape = self.scheduler.edges, self.shape
+        expected = {name for name, is_so in zip(shape.names, edges.expected, strict=True) if is_so}
+        alive = {run.task.name for run in live}
+        if not self.scheduler.stopped:
+            assert expected == {name for name in self.active_among(shape.names, live) if name not in alive}
+            assert all(self.active_among(shape.before(run.task.name), live) for run in parked)
+
+
+# ---- one wave: the reference is the graph itself ---------------------------------------------------------
+
+
+@dataclass
+class Fate:
+    """What a task will do if it is called."""
+
+    failures: int = 0  #: attempts that fail before it succeeds
+    retries: int = 0
+    choice: list[str] | None = None  #: None follows the static edges
+
+    @property
+    def fails(self) -> bool:
+        return self.failures > self.retries
+
+
+@dataclass
+class Verdict:
+    """What became of a task."""
+
+    status: Status
+    ran: bool = False
+    told: bool = False  #: it ended without a worker, and that was said
+    bad: bool = False  #: a failure for what comes after it
+    upstream: dict[str, Any] | None = None
+    failed: set[str] = field(default_factory=set)
+
+
+def verdicts(shape: Shape, starts: list[str], fates: dict[str, Fate]) -> dict[str, Verdict]:
+    """Return what becomes of every task that has a part in a run, from the first to the last."""
+    part = shape.all_after(starts)
+    found: dict[str, Verdict] = {}
+    for name in shape.names:
+        if name in part:
+            found[name] = verdict(shape, name, name in starts, fates, found)
+    return found
+
+
+def verdict(shape: Shape, name: str, asked: bool, fates: dict[str, Fate], found: dict[str, Verdict]) -> Verdict:
+    needs = {each: found[each] for each in shape.needs[name] if each in found}
+    routers = {each: found[each] for each in shape.routers(name) if each in found}
+    failed = {each for each, verdict in {**needs, **routers}.items() if verdict.bad}
+    led = any(verdict.status is SUCCESS and fates[each].choice is None for each, verdict in needs.items())
+    chosen = asked or any(
+        verdict.status is SUCCESS and name in (fates[each].choice or ()) for each, verdict in routers.items()
+    )
+    if not chosen and routers and not failed.intersection(routers):
+        return Verdict(SKIPPED, told=True)  # nobody chose it: no matter of on_dep_failure
+    if failed and shape.policy(name) != "run-anyway":
+        status = FAILED if shape.policy(name) == "fail" else SKIPPED
+        return Verdict(status, told=True, bad=True, failed=failed)
+    if not (chosen or led or failed):
+        return Verdict(SKIPPED, told=True)
+    upstream = {each: f"{each} gave this" for each, verdict in needs.items() if verdict.status is SUCCESS}
+    status = FAILED if fates[name].fails else SUCCESS
+    return Verdict(status, ran=True, bad=fates[name].fails, upstream=upstream if needs else None)
+
+
+@st.composite
+def waves(draw: Any) -> tuple[Shape, list[str], dict[str, Fate]]:
+    """Draw a graph, tasks to start with that nobody will choose, and what each task does when it is called."""
+    shape = draw(shapes())
+    fates = {}
+    for name in shape.names:
+        fates[name] = Fate(draw(st.sampled_from([0, 0, 0, 1, 2])), draw(st.sampled_from([0, 0, 1])))
+        options = shape.routes.get(name, [])
+        fates[name].choice = draw(
+            st.one_of(st.none(), st.lists(st.sampled_from(options), max_size=3) if options else st.just([]))
+        )
+    starts = draw(st.lists(st.sampled_from(shape.names), min_size=1, max_size=3, unique=True))
+    part = shape.all_after(starts)
+    return shape, [name for name in starts if not part.intersection(shape.routers(name))] or ["a"], fates
+
+
+def step(bench: Bench, random: Any, fates: dict[str, Fate]) -> None:
+    """Let one thing happen, whatever it is."""
+    scheduler = bench.scheduler
+    steps: list[Any] = [(bench.begin, queue) for queue in bench.queues if queue]
+    steps += [(bench.grant, run) for run in bench.want]
+    steps += [(scheduler.due, run) for run in sorted(scheduler.delayed, key=lambda run: run.id)]
+    for run in bench.running:
+        steps += [(lambda run: end(bench, run, fates[run.task.name]), run)] * 2
+        steps.append((bench.unblock if run in bench.waiting else bench.block, run))
+    doing, subject = random.choice(steps)
+    doing(subject)
+
+
+def end(bench: Bench, run: TaskRun, fate: Fate) -> None:
+    if run.attempt > fate.failures:
+        requests = None if fate.choice is None else [NextTask(name) for name in fate.choice]
+        bench.finish(run, f"{run.task.name} gave this", requests)
+        return
+    bench.leave(run)
+    if run.attempt <= fate.retries:
+        bench.scheduler.retry(run)
+    else:
+        bench.scheduler.failed(run)
+
+
+@settings(checked, max_examples=400)
+@given(wave=waves(), random=st.randoms(use_true_random=False))
+def test_a_wave_ends_as_its_graph_says(wave, random):
+    """Whatever the graph, the choices, the failures and the order: each task ends once, as the reference says."""
+    shape, starts, fates = wave
+    bench = Bench(shape)
+    bench.scheduler.start([NextTask(name) for name in starts])
+    bench.look()
+    while not bench.scheduler.done:
+        step(bench, random, fates)
+        bench.look()
+
+    expected = verdicts(shape, starts, fates)
+    ran = [run for run in bench.begun if run.attempt == 1]
+    assert sorted(run.id for run in ran) == sorted(name for name, verdict in expected.items() if verdict.ran)
+    for run in bench.begun:
+        assert run.upstream == expected[run.task.name].upstream
+    ends = {run.task.name: run.status for run in bench.begun}
+    assert ends == {name: verdict.status for name, verdict in expected.items() if verdict.ran}
+    told = {entry.task.name: entry for entry in bench.settled}
+    assert len(told) == len(bench.settled), "each was decided once"
+    assert {name: entry.status for name, entry in told.items()} == {
+        name: verdict.status for name, verdict in expected.items() if verdict.told
+    }
+    for name, entry in told.items():
+        failed = expected[name].failed
+        assert (set(entry.error.failed) if isinstance(entry.error, DependencyFailedError) else set()) == failed
+        assert entry.reason
+    worst = {name: task.worst for name, task in bench.scheduler.tasks.items() if name in expected}
+    assert worst == {name: None if verdict.status is SUCCESS else verdict.status for name, verdict in expected.items()}
