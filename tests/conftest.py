@@ -1,10 +1,11 @@
-"""What the tests share: flows on every executor, snippets in a process of their own, threads of the engine."""
+"""What the tests share: flows on every executor, snippets in a process of their own, threads of the engine, clocks."""
 
+import heapq
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from millstream import AsyncioExecutor, Flow, ThreadExecutor
+from millstream.engine.clock import Clock, Timer
 
 #: Seconds after which whatever waits gives up: far beyond what anything here takes.
 WATCHDOG = 10.0
@@ -76,3 +78,89 @@ def run_snippet(source: str, limit: float = WATCHDOG, **env: str) -> str:
     done = subprocess.run(program, capture_output=True, text=True, timeout=limit, env=env, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+# ---- clocks -----------------------------------------------------------------------------------------
+
+
+class VirtualClock(Clock):
+    """A clock that stands still until the test sets it forward; what is due then is called by the test's thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def call_at(self, when: float, call: Callable[[], object]) -> Timer:
+        timer = super().call_at(when, call)
+        with self._changed:
+            self._changed.notify_all()
+        return timer
+
+    def _start(self) -> None:
+        """No thread: ``advance`` does its work."""
+
+    @property
+    def waiting(self) -> list[float]:
+        """In how many seconds each timer that was not called off is due."""
+        with self._changed:
+            return self._due_in()
+
+    def _due_in(self) -> list[float]:
+        return sorted(when - self.time for when, _, timer in self._timers if timer.call is not None)
+
+    def wait_for(self, *due_in: float) -> None:
+        """Wait until there are timers that are due in so many seconds, among others."""
+        with self._changed:
+            there = self._changed.wait_for(lambda: set(due_in) <= set(self._due_in()), WATCHDOG)
+            assert there, f"no timer for {due_in}, but for {self._due_in()}"
+
+    def advance(self, seconds: float) -> None:
+        """Set the clock forward; call what is due on the way, in its order."""
+        end = self.time + seconds
+        while (timer := self._take(end)) is not None:
+            call, timer.call = timer.call, None
+            if call is not None:
+                self.time = max(self.time, timer.when)
+                call()
+        self.time = end
+
+    def _take(self, end: float) -> Timer | None:
+        with self._changed:
+            due = self._timers and self._timers[0][0] <= end
+            return heapq.heappop(self._timers)[2] if due else None
+
+
+class JumpingClock(VirtualClock):
+    """A clock that stands still while a task runs, and jumps to the next timer as soon as there is one.
+
+    For runs that do one thing after another: it does not wait for a timer that would be due before.
+    """
+
+    _start = Clock._start
+
+    def _next(self) -> Timer | None:
+        with self._changed:
+            while self._timers:
+                _, _, timer = heapq.heappop(self._timers)
+                if timer.call is not None:
+                    self.time = max(self.time, timer.when)
+                    return timer
+            self._thread = None
+            return None
+
+
+def set_clock(flow: Flow, clock: Clock) -> Flow:
+    """Put a clock of the test's in the place of a flow's, before its first run."""
+    flow._clock = flow._limits._clock = clock
+    return flow
+
+
+@pytest.fixture
+def clock() -> Iterator[VirtualClock]:
+    """A clock that is set forward by the test alone."""
+    clock = VirtualClock()
+    yield clock
+    clock.close()

@@ -381,3 +381,270 @@ def test_a_wave_ends_as_its_graph_says(wave, random):
         assert entry.reason
     worst = {name: task.worst for name, task in bench.scheduler.tasks.items() if name in expected}
     assert worst == {name: None if verdict.status is SUCCESS else verdict.status for name, verdict in expected.items()}
+
+
+# ---- anything asked for at any time: the reference is a model beside it ----------------------------------
+
+
+@dataclass(eq=False)
+class Run:
+    """A task run that is pending or under way."""
+
+    id: str
+    name: str
+    chosen: bool = False  #: by a router: it waits for the other routers, too
+    waits: bool = True  #: for something before it
+    upstream: dict[str, Any] | None = None
+
+
+class Model:
+    """The task runs that are live, and for each task what has happened before it since it was last decided."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.live: dict[str, Run] = {}
+        self.met: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.outputs: dict[str, Any] = {}  #: of the newest run of each task, if it succeeded
+        self.led: set[str] = set()  #: a success has led to it since it was last decided
+        self.failed: dict[str, set[str]] = {name: set() for name in shape.names}  #: and these have failed
+        self.expected: set[str] = set()
+        self.settled: Counter[Any] = Counter()
+        self.coalesced = 0
+        self.ways = {name: self.all_before(name) for name in shape.names}
+
+    def all_before(self, name: str) -> set[str]:
+        """Return all that may lead to a task, without itself."""
+        before = set(self.shape.before(name))
+        return before.union(*(self.all_before(each) for each in before))
+
+    def runs_of(self, name: str) -> list[Run]:
+        return [run for run in self.live.values() if run.name == name]
+
+    def active(self, name: str) -> bool:
+        """Whether a task is pending or under way, or may still become so by what is before it."""
+        alive = {run.name for run in self.live.values()}
+        return name in alive or bool(alive & self.ways[name])
+
+    # events
+
+    def ask(self, requests: list[NextTask], asker: str | None = None) -> None:
+        self.met |= self.shape.all_after([request.id for request in requests])
+        for request in requests:
+            name = request.id
+            if not request.spawn_another and self.runs_of(name):
+                self.coalesced += 1
+                continue
+            self.counts[name] = max(self.counts[name] + request.spawn_another, 1)
+            id = f"{name}#{self.counts[name]}" if request.spawn_another and self.counts[name] > 1 else name
+            self.live[id] = Run(id, name, chosen=asker in self.shape.routers(name))
+
+    def succeed(self, id: str, output: Any, requests: list[NextTask] | None, *, follow: bool) -> None:
+        name = self.live.pop(id).name
+        self.ended[name] += 1
+        self.outputs[name] = output
+        self.ask(requests or [], name)
+        if follow:
+            self.led.update(self.shape.after(name))
+
+    def fail(self, id: str) -> None:
+        name = self.live.pop(id).name
+        self.ended[name] += 1
+        self.fell(name)
+
+    def fell(self, name: str) -> None:
+        self.outputs.pop(name, None)
+        for there in [*self.shape.after(name), *self.shape.routes.get(name, [])]:
+            self.failed[there].add(name)
+
+    def settle(self) -> None:
+        """Decide whatever waits for nothing any more; what stands earlier is decided first."""
+        for name in self.shape.names:
+            needs = any(map(self.active, self.shape.needs[name]))
+            routers = any(map(self.active, self.shape.routers(name)))
+            for run in self.runs_of(name):
+                if run.waits and not needs and not (run.chosen and routers):
+                    self.release(run)
+            if needs or routers:
+                continue
+            if not self.runs_of(name) and (name in self.expected or name in self.led):
+                self.decide(name)
+            if not any(run.waits for run in self.runs_of(name)):
+                self.failed[name] = set()
+        alive = {run.name for run in self.live.values()}
+        self.expected = {name for name in self.shape.names if name not in alive and alive & self.ways[name]}
+
+    def release(self, run: Run) -> None:
+        """A task run that was asked for by name has waited for everything before it."""
+        self.led.discard(run.name)
+        if self.failed[run.name] and self.shape.policy(run.name) != "run-anyway":
+            self.drop(run.name, run.id)
+            self.fail(run.id)
+        else:
+            self.start(run)
+
+    def start(self, run: Run) -> None:
+        run.waits = False
+        needs = self.shape.needs[run.name]
+        if self.met.intersection(needs):
+            run.upstream = {need: self.outputs[need] for need in needs if need in self.outputs}
+
+    def decide(self, name: str) -> None:
+        """A task that nobody asked for by name: does it run?"""
+        led, failed = name in self.led, self.failed[name]
+        self.led.discard(name)
+        routers = self.met.intersection(self.shape.routers(name))
+        if routers and not failed.intersection(routers):
+            self.skip(name, True)
+        elif failed and self.shape.policy(name) != "run-anyway":
+            self.drop(name, name)
+            self.fell(name)
+        elif led or failed:
+            self.counts[name] = max(self.counts[name], 1)
+            self.live[name] = Run(name, name)
+            self.start(self.live[name])
+        else:
+            self.skip(name, not self.ended[name])
+
+    def skip(self, name: str, forget: bool) -> None:
+        if forget:
+            self.outputs.pop(name, None)
+        if not self.ended[name]:
+            self.settled[name, SKIPPED, frozenset()] += 1
+
+    def drop(self, name: str, id: str) -> None:
+        status = FAILED if self.shape.policy(name) == "fail" else SKIPPED
+        self.settled[id, status, frozenset(self.failed[name])] += 1
+
+
+class Pair:
+    """A scheduler and its model: each event happens to both, and then they are compared."""
+
+    def __init__(self, shape: Shape, random: Any) -> None:
+        self.bench, self.model, self.random = Bench(shape), Model(shape), random
+        self.outputs = 0
+        self.lists: dict[TaskRun, Any] = {}  #: lists that grow, by who makes them
+
+    def start(self) -> None:
+        requests = [NextTask(name) for name in self.some(self.bench.shape.names, 1, 3)]
+        self.bench.scheduler.start(requests)
+        self.model.ask(requests)
+        self.compare()
+
+    def some(self, names: list[str], least: int, most: int) -> list[str]:
+        return [self.random.choice(names) for _ in range(self.random.randint(least, most))]
+
+    def requests(self, least: int = 0) -> list[NextTask]:
+        chosen = self.some(self.bench.shape.names, least, 3)
+        return [NextTask(name, None, self.random.random() < 0.3) for name in chosen]
+
+    def step(self) -> None:
+        """Let one thing happen, whatever it is."""
+        bench, scheduler = self.bench, self.bench.scheduler
+        steps: list[Any] = [(self.begin, queue) for queue in bench.queues if queue]
+        steps += [(bench.grant, run) for run in bench.want]
+        steps += [(scheduler.due, run) for run in sorted(scheduler.delayed, key=lambda run: run.id)]
+        for run in bench.running:
+            steps += [(self.finish, run), (self.finish, run), (self.fail, run), (self.retry, run), (self.grow, run)]
+            steps.append((bench.unblock if run in bench.waiting else bench.block, run))
+        doing, subject = self.random.choice(steps)
+        doing(subject)
+        self.compare()
+
+    def begin(self, queue: Ready) -> None:
+        run = self.bench.begin(queue)
+        twin = self.model.live[run.id]
+        assert not twin.waits, "nothing begins before its dependencies are over"
+        assert run.upstream == twin.upstream
+
+    def finish(self, run: TaskRun) -> None:
+        requests = self.random.choice([None, None, []]) if self.random.random() < 0.5 else self.requests()
+        self.outputs += 1
+        follow = requests is None and not run.requested
+        terminal = self.bench.finish(run, self.outputs, requests)
+        if run in self.lists:
+            self.close(run)
+        self.model.succeed(run.id, self.outputs, requests, follow=follow)
+        followed = follow and bool(self.bench.shape.after(run.task.name))
+        assert terminal == (not requests and not followed and not run.requested)
+
+    def fail(self, run: TaskRun) -> None:
+        self.bench.leave(run)
+        self.bench.scheduler.failed(run, self.random.choice([FAILED, CANCELLED, ABANDONED]))
+        if run in self.lists:
+            self.close(run)
+        self.model.fail(run.id)
+
+    def retry(self, run: TaskRun) -> None:
+        if run.attempt < 3 and run not in self.lists:
+            self.bench.leave(run)
+            again = self.bench.scheduler.retry(run)
+            assert (again.id, again.attempt, again.upstream) == (run.id, run.attempt + 1, run.upstream)
+
+    def grow(self, run: TaskRun) -> None:
+        """A task that runs makes one more request."""
+        if run not in self.lists:
+            self.lists[run] = self.bench.scheduler.open_list(run)
+            self.bench.growing.append(run)
+        requests = self.requests(1)[:1]
+        self.bench.scheduler.request(self.lists[run], requests[0])
+        self.model.ask(requests, run.task.name)
+
+    def close(self, run: TaskRun) -> None:
+        self.bench.scheduler.close_list(self.lists.pop(run))
+        self.bench.growing.remove(run)
+
+    def compare(self) -> None:
+        self.model.settle()
+        bench, model = self.bench, self.model
+        bench.look()
+        waits = {run.id for run in bench.scheduler.edges.parked()}
+        live = waits | {run.id for run in bench.free}
+        assert live == set(model.live)
+        assert waits == {run.id for run in model.live.values() if run.waits}
+        told = Counter(
+            (
+                entry.task.name if entry.run is None else entry.run.id,
+                entry.status,
+                frozenset(entry.error.failed if isinstance(entry.error, DependencyFailedError) else ()),
+            )
+            for entry in bench.settled
+        )
+        assert told == model.settled
+
+    def drain(self) -> None:
+        """Let everything end that is there, without further requests."""
+        bench = self.bench
+        while not bench.scheduler.done:
+            for run in list(bench.scheduler.delayed):
+                bench.scheduler.due(run)
+            for run in list(bench.want):
+                bench.grant(run)
+            for queue in bench.queues:
+                while queue:
+                    self.begin(queue)
+            for run in list(bench.running):
+                self.outputs += 1
+                follow = not run.requested
+                bench.finish(run, self.outputs, None)
+                if run in self.lists:
+                    self.close(run)
+                self.model.succeed(run.id, self.outputs, None, follow=follow)
+                self.compare()
+            self.compare()
+
+
+@settings(checked, max_examples=200)
+@given(shape=shapes(), random=st.randoms(use_true_random=False))
+def test_any_requests_on_any_graph(shape, random):
+    """Whatever tasks ask for while others are led to by edges, the scheduler agrees with the model at every step."""
+    pair = Pair(shape, random)
+    pair.start()
+    for _ in range(30):
+        if pair.bench.scheduler.done:
+            break
+        pair.step()
+    pair.drain()
+    assert not pair.model.live
+    assert not pair.model.expected

@@ -83,6 +83,10 @@ class Binding:
         # Whether nothing that it takes depends on the task that it is registered as.
         self._fixed = all(kind in ("context", "inputs", "upstream", "rest", "nothing") for kind in kinds.values())
 
+    def reads(self, needs: Sequence[str]) -> bool:
+        """Whether it takes anything that its dependencies gave."""
+        return self.collects or (not self._fixed and any(name in self._kinds for name in needs))
+
     def has_default(self, name: str) -> bool:
         """Whether a parameter may be left out."""
         return any(p.name == name and p.default is not EMPTY for p in self._parameters)

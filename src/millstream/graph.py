@@ -37,6 +37,7 @@ class Graph:
         "roots",
         "routers",
         "routes",
+        "special",
     )
 
     def __init__(self, dependencies: Names, routes: Names) -> None:
@@ -47,6 +48,8 @@ class Graph:
         self.routes: Numbers = [[number[name] for name in routes.get(task, ())] for task in self.names]
         self.followers: Numbers = reverse(self.needs)
         self.routers: Numbers = reverse(self.routes)
+        #: Whether there is more than dependencies: routes, or circles of them.
+        self.special = any(self.routes)
         #: Edges that close a circle, seen from where a run starts: nobody waits for anything along them.
         self.loops: Mapping[int, Sequence[int]] = {}
         self.roots = [task for task in range(len(self.names)) if not self.needs[task] and not self.routers[task]]
@@ -110,7 +113,7 @@ class Graph:
         for a, b in sorted(back):
             if b in self.followers[a]:
                 loops.setdefault(a, []).append(b)
-        graph.loops = loops
+        graph.loops, graph.special = loops, True
         return graph
 
     def _copy(self) -> Graph:

@@ -27,7 +27,7 @@ class Planned:
 
     __slots__ = (
         "adapted", "collects", "executor", "expand", "invoke", "is_async", "max_parallel", "name",
-        "needs", "node", "on_dep_failure", "priority", "required", "retry", "routes", "timeout", "uses",
+        "needs", "node", "on_dep_failure", "priority", "reads_upstream", "required", "retry", "routes", "timeout", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,7 @@ class Planned:
         self.is_async = binding.is_async
         self.required = binding.required(needs, mapped=mapped)
         self.collects = binding.collects
+        self.reads_upstream = binding.reads(needs) or routes is not None or mapped
         self.invoke = binding.compile(None if adapted is task.fn else adapted, needs, mapped=mapped)
         self.expand = None if options.for_each is None else _expansion(task.name, options.for_each, self.is_async)
         self.needs = needs
@@ -308,7 +309,7 @@ class Registry:
         """Return how runs call a task; found out once. None when there is no such task."""
         planned = self._planned.get(name)
         if planned is None and name in self.tasks:
-            task, graph = self.tasks[name], self.graph()
+            task, graph = self.tasks[name], self._graph if self._checked else self.graph()
             node = None if graph is None or not graph.has_edges(graph.number[name]) else graph.number[name]
             executor = task.options.executor
             if executor is None and self._default is None:

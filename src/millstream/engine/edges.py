@@ -145,16 +145,36 @@ class Edges:
                 decide.append(there)
         return decide
 
-    def is_plain(self, task: int) -> bool:
-        """Whether a task that is to be decided simply runs: the usual case, without a look at anything else."""
-        return bool(
-            self.fired[task]
-            and self.expected[task]
-            and not self.failed
-            and not self._parked
-            and not self.graph.routers[task]
-            and not self._open_needs[task]
+    def is_simple(self, task: int) -> bool:
+        """Whether the end of a task's last run means no more than ``pass_on`` does: the usual case."""
+        return not (
+            self.failed
+            or self._parked
+            or self._scoped
+            or self.graph.special
+            or self.fired[task]
+            or self.expected[task]
+            or self._open_needs[task]
         )
+
+    def pass_on(self, task: int, output: Any) -> list[int]:
+        """The last run of a task succeeded: return those that run because of that.
+
+        It does in one step what ``succeeded``, ``leave`` and the decision do where nothing is special.
+        """
+        self._active[task] = 0
+        self.ran[task] = 1
+        self.outputs[task] = output
+        needs, fired, expected, ready = self._open_needs, self.fired, self.expected, []
+        for there in self.graph.followers[task]:
+            needs[there] -= 1
+            if needs[there] or not expected[there]:
+                fired[there] = 1
+            else:
+                fired[there] = expected[there] = 0
+                ready.append(there)
+        self.waiting -= len(ready)
+        return ready
 
     def is_open(self, task: int) -> bool:
         """Whether something active can still lead to a task."""

@@ -45,7 +45,8 @@ class RunTask(TaskState):
     """A task of one run: the scheduler's state, and how it is called."""
 
     __slots__ = (
-        "attempt", "began", "ended", "failure", "invoke", "lane", "output", "retry", "routes", "run", "timeout", "watched",
+        "attempt", "began", "ended", "failure", "invoke", "lane", "output", "retry", "routes", "run", "timeout",
+        "unseen", "watched",
     )  # fmt: skip
 
     run: FlowRun
@@ -54,6 +55,7 @@ class RunTask(TaskState):
     timeout: float | None
     retry: Retry | None
     routes: tuple[str, ...] | None
+    unseen: bool  #: its attempts by themselves need no watching
     watched: bool  #: the driver must be told when an attempt begins, and has more to do when it ends
     # For the report:
     attempt: int  #: of the newest run, once it has begun

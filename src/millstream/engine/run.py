@@ -79,6 +79,7 @@ class Planned(Protocol):
     expand: Callable[[Any, Any], Any] | None  #: for a task that is mapped: gives its ``Items``
     required: tuple[str, ...]
     collects: bool
+    reads_upstream: bool
     executor: Any  #: an executor of ``executors.base``
     node: int | None
     on_dep_failure: OnDepFailure
@@ -164,6 +165,8 @@ class FlowRun(Waiting):
         self.ended_at: float | None = None
         self._wall = time.time() - self.began_at  # what turns the clock's time into that of the world
         self._wants = plan.teller.wanted()
+        # Whether nobody wants to know of each attempt that begins, or ends well.
+        self._ends_unseen = not trace and TaskStartEvent not in self._wants and TaskSuccessEvent not in self._wants
         self._loop = loop
         self._lanes: dict[tuple[int, bool], Lane] = {}
         self._results: dict[str, Any] | None = {} if keep_results else None
@@ -671,6 +674,9 @@ class FlowRun(Waiting):
         if task.began is None:
             task.began = now
         task.attempt = item.attempt
+        if self._ends_unseen and task.unseen and item.extra is None:
+            task.watched = False  # the first one was all that there was to know
+            return
         if task.timeout is not None:
             item.limit = now + task.timeout
             item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
@@ -681,13 +687,6 @@ class FlowRun(Waiting):
         if TaskStartEvent in self._wants:
             event = TaskStartEvent(self.id, self.plan.flow, self.wall(now), task.name, item.id, item.attempt)
             self.monitor.post(self.tell, event)
-        elif self._begins_unseen(task, item):
-            task.watched = False  # the first one was all that there was to know
-
-    def _begins_unseen(self, task: RunTask, item: Item) -> bool:
-        """Whether attempts of a task begin and end with nothing more to do than the scheduler does."""
-        watched = task.uses or task.retry or task.timeout or self.trace is not None or item.extra is not None
-        return not watched and TaskSuccessEvent not in self._wants
 
     def _watch_success(self, item: Item, output: Any) -> None:
         """An attempt of a task that is watched succeeded."""
@@ -1002,6 +1001,7 @@ class FlowRun(Waiting):
             lane.ready,
             required=planned.required,
             collects=planned.collects,
+            reads_upstream=planned.reads_upstream,
             node=None if part else planned.node,
             on_dep_failure=planned.on_dep_failure,
             max_parallel=None if mapped else planned.max_parallel,
@@ -1010,6 +1010,7 @@ class FlowRun(Waiting):
         )
         task.run, task.lane, task.invoke, task.timeout = self, lane, planned.invoke, planned.timeout
         task.retry, task.routes, task.watched = planned.retry, planned.routes, True
+        task.unseen = not (planned.uses or planned.retry or planned.timeout)
         task.attempt, task.began, task.ended, task.output, task.failure = 0, None, None, None, None
         if not part:
             self.met.append(task)

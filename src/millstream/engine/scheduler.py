@@ -70,12 +70,17 @@ OnDepFailure = Literal["fail", "skip", "run-anyway"]
 Held = list[tuple[int, int, "TaskRun"]]
 
 
+#: Never added to: lists of their own are for tasks that need them.
+NO_WATCHES: list[Watch] = []
+NOTHING_HELD: Held = []
+
+
 class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
     __slots__ = (
         "blocked", "busy", "collects", "count", "each", "gated", "held", "inputs", "live", "max_parallel", "name",
-        "node", "on_dep_failure", "priority", "queue", "required", "runs", "static", "uses", "watches", "worst",
+        "node", "on_dep_failure", "priority", "queue", "reads_upstream", "required", "runs", "static", "uses", "watches", "worst",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +90,7 @@ class TaskState:
         *,
         required: tuple[str, ...] = (),
         collects: bool = False,
+        reads_upstream: bool = True,
         node: int | None = None,
         on_dep_failure: OnDepFailure = "fail",
         max_parallel: int | None = None,
@@ -95,6 +101,7 @@ class TaskState:
         self.queue = queue  #: the ready queue that its task runs go to
         self.required = required  #: parameters that inputs or dependencies must fill
         self.collects = collects  #: as a join, it reads the outputs of its siblings
+        self.reads_upstream = reads_upstream  #: it takes what its dependencies gave
         self.node = node  #: its number in the graph; None without edges
         self.on_dep_failure = on_dep_failure
         self.max_parallel = max_parallel  #: task runs of it dispatched and not blocked at once
@@ -108,8 +115,8 @@ class TaskState:
         self.static = 0  #: how many of its task runs came along edges
         self.worst: Status | None = None  #: how the worst of its task runs ended, of those that did not succeed
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
-        self.watches: list[Watch] = []  #: scopes that wait for some of its task runs
-        self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
+        self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
+        self.held: Held = [] if self.gated else NOTHING_HELD  #: not allowed to start yet by its own ``max_parallel``
         self.busy = 0  #: let through by that gate, and not over
         self.blocked = 0  #: of these, how many wait for a value
 
@@ -239,9 +246,6 @@ class Coalesced(NamedTuple):
     dropped: Mapping[str, Any] | None  #: the inputs of the request
 
 
-NO_WATCHES: list[Watch] = []  # never added to
-
-
 class Scheduler:
     """Decides what runs when in one flow run.
 
@@ -266,6 +270,7 @@ class Scheduler:
     ) -> None:
         self.tasks: dict[str, TaskState] = {}  #: the tasks that this run has met so far
         self.called: list[TaskState] = []  #: the tasks of submitted calls
+        self._nodes: dict[int, TaskState] = {}  #: the tasks with edges, by their number in the graph
         self.edges = None if graph is None else Edges(graph)
         self.under_way = 0  #: dispatched, and their outcome not reported
         self.pending: set[TaskRun] = set()  #: joins and calls that wait for others, and maps for their items
@@ -344,7 +349,8 @@ class Scheduler:
                 joins = True
         if nodes and self.edges is not None:  # whether what edges lead to can be called must be known now
             for node in sorted(self.edges.graph.after(nodes)):
-                self._state_of(node)
+                if node not in self._nodes:
+                    self._meet(self.edges.graph.names[node])
         limit = self._max_task_runs
         if limit is not None and self.scheduled + len(requests) > limit:
             self._refuse_beyond(limit, requests, asker, joins and (asker is None or not all(r.join for r in requests)))
@@ -453,8 +459,9 @@ class Scheduler:
         cancelled = [*ready, *self.pending, *self.limited, *self.delayed]
         cancelled += [entry[2] for entry in self.held]
         for task in self._states():
-            cancelled += [entry[2] for entry in task.held]
-            task.held.clear()
+            if task.held:
+                cancelled += [entry[2] for entry in task.held]
+                task.held.clear()
         if self.edges is not None:
             cancelled += self.edges.parked()
             for node in self.edges.stop():
@@ -493,7 +500,7 @@ class Scheduler:
 
     def forget(self) -> None:
         """The run has ended: let go of everything, so that nothing refers to it in a circle."""
-        self.tasks, self.called = {}, []
+        self.tasks, self.called, self._nodes = {}, [], {}
         self.edges = None
         self._find, self._known = _no_task, tuple
 
@@ -626,12 +633,13 @@ class Scheduler:
         if task is None:
             raise TaskNotFoundError(name, self._known())
         self.tasks[name] = task
+        if task.node is not None:
+            self._nodes[task.node] = task
         return task
 
     def _state_of(self, node: int) -> TaskState:
         assert self.edges is not None, "only a graph has nodes"
-        name = self.edges.graph.names[node]
-        return self.tasks.get(name) or self._meet(name)
+        return self._nodes.get(node) or self._meet(self.edges.graph.names[node])
 
     def _states(self) -> Iterable[TaskState]:
         for task in (*self.tasks.values(), *self.called):
@@ -916,8 +924,12 @@ class Scheduler:
 
     def _edges_follow(self, run: TaskRun, output: Any, follow: bool) -> bool:
         """A task with edges succeeded; return whether it followed one."""
-        edges, node = self.edges, run.task.node
+        edges, node, task = self.edges, run.task.node, run.task
         assert edges is not None, "only a graph has nodes"
+        if follow and not task.live and run.scope is None and edges.is_simple(node) and not self.stopped:
+            for there in edges.pass_on(node, output):
+                self._follow_edge(self._nodes[there], there)
+            return bool(edges.graph.followers[node])
         edges.succeeded(node, output, follow=follow)
         followed = follow and bool(edges.graph.followers[node])
         loops = edges.graph.loops.get(node, ()) if follow else ()
@@ -946,20 +958,13 @@ class Scheduler:
         """No run of a task is left: decide whatever waited for it, and what that decides in turn."""
         edges = self.edges
         assert edges is not None, "only a graph has nodes"
-        tasks, names = self.tasks, edges.graph.names
         todo = deque([node])
         while todo:
             node = todo.popleft()
-            if tasks[names[node]].live:
+            if self._nodes[node].live:
                 continue
             decide = [node] if edges.expected[node] or edges.over(node) else edges.leave(node)
-            for there in decide:
-                if edges.is_plain(there):
-                    edges.unexpect(there)
-                    edges.fired[there] = 0
-                    self._follow_edge(tasks[names[there]], there)
-                elif self._decide(there):
-                    todo.append(there)
+            todo.extend(there for there in decide if self._decide(there))
 
     def _decide(self, node: int) -> bool:
         """Run, skip or fail what waits for nothing any more; True when nothing of the task is active after that."""
@@ -1020,12 +1025,16 @@ class Scheduler:
         self.scheduled += 1
         if scope is not None:
             scope.open += 1
-        run.upstream = edges.upstream(node)
+        if task.reads_upstream:
+            run.upstream = edges.upstream(node)
         lacking = self._lacking(task, None, False) if task.required else None
         if lacking is not None:
             error = BindingError(task.name, lacking, run.upstream or ())
             self.outbox.append(Settled(task, run, FAILED, error, str(error)))
             self._ended(run, FAILED)
+        elif self._max_parallel is None and not task.gated:
+            self.under_way += 1
+            task.queue.put(run)
         else:
             self._pass(run)
 
@@ -1100,7 +1109,7 @@ class Scheduler:
             around = around.parent
         if left:
             scope.open += 1
-            task.watches.append(Watch(scope, slot, self.scheduled, left))
+            task.watches = [*task.watches, Watch(scope, slot, self.scheduled, left)]
 
     def _tell_watches(self, run: TaskRun, output: Any, earlier: list[Watch]) -> bool:
         """``run`` has ended; return whether a join takes its output in place of a sibling's."""
