@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -80,6 +81,24 @@ def run_snippet(source: str, limit: float = WATCHDOG, **env: str) -> str:
     return done.stdout
 
 
+class Log(list[Any]):
+    """A list that several threads add to, and a test waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._added = threading.Condition()
+
+    def add(self, entry: Any) -> None:
+        with self._added:
+            self.append(entry)
+            self._added.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until it has so many entries."""
+        with self._added:
+            assert self._added.wait_for(lambda: len(self) >= count, WATCHDOG), f"{len(self)} of {count}: {self}"
+
+
 # ---- clocks -----------------------------------------------------------------------------------------
 
 
@@ -114,7 +133,7 @@ class VirtualClock(Clock):
     def wait_for(self, *due_in: float) -> None:
         """Wait until there are timers that are due in so many seconds, among others."""
         with self._changed:
-            there = self._changed.wait_for(lambda: set(due_in) <= set(self._due_in()), WATCHDOG)
+            there = self._changed.wait_for(lambda: Counter(due_in) <= Counter(self._due_in()), WATCHDOG)
             assert there, f"no timer for {due_in}, but for {self._due_in()}"
 
     def advance(self, seconds: float) -> None:

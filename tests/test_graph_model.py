@@ -152,15 +152,17 @@ def graphs(draw: Any, *, rated: bool = False) -> Graph:
             node.routes = draw(st.lists(st.sampled_from(later), min_size=1, max_size=4, unique=True))
         node.value = draw(st.sampled_from([f"v{node.number}", *VALUES]))
     for node in nodes:
-        _draw_doing(draw, graph, node, flag)
+        _draw_form(draw, graph, node, flag)
         _draw_options(draw, node, flag, rated)
+    for node in nodes:
+        _draw_asks(draw, graph, node)
     graph.limits = {"db": draw(st.integers(1, 2)), "api": Rate(2, per=0.02)}
     graph.max_parallel = draw(st.sampled_from([None, None, 1, 2]))
     _draw_start(draw, graph)
     return graph
 
 
-def _draw_doing(draw: Any, graph: Graph, node: Node, flag: Any) -> None:
+def _draw_form(draw: Any, graph: Graph, node: Node, flag: Any) -> None:
     """What a task returns: a value, a choice among its routes, requests, or the outputs of a map."""
     nodes, number = graph.nodes, node.number
     if node.routes:
@@ -178,21 +180,25 @@ def _draw_doing(draw: Any, graph: Graph, node: Node, flag: Any) -> None:
         node.items = draw(st.lists(st.sampled_from(VALUES), max_size=4))
     if node.items and draw(flag):
         node.bad_items = tuple(draw(st.lists(st.sampled_from(range(len(node.items))), max_size=2, unique=True)))
+
+
+def _draw_asks(draw: Any, graph: Graph, node: Node) -> None:
+    """Whom it chooses or asks for."""
     if node.form in (*CHOICES, *REQUESTS) and node.form != "none":
         may = node.routes or [
             # It cannot have run yet: it waits for this very task, and nobody else may choose it.
             other
-            for other in sorted(graph.after([number]) - {number})
-            if not graph.routers(other) and nodes[other].over is None
+            for other in sorted(graph.after([node.number]) - {node.number})
+            if not graph.routers(other) and graph.nodes[other].over is None
         ]
         for other in draw(st.lists(st.sampled_from(may), max_size=3, unique=True)) if may else []:
             node.asks.append(_draw_ask(draw, graph, node, other))
         if node.form in ("name", "one"):
             node.asks = node.asks[:1]
-            if not node.asks:
-                node.form = "names" if node.form == "name" else "list"
-        if node.form == "one":
+        if node.form == "one" and node.asks:
             node.asks[0].spawns = 0
+        if not node.asks and node.form != "generator":
+            node.form = draw(st.sampled_from(["names", "mapping"])) if node.routes else "output"
 
 
 def _gives_list(node: Node) -> bool:
@@ -241,8 +247,8 @@ def _draw_start(draw: Any, graph: Graph) -> None:
         for node in graph.nodes:
             if not node.routes:  # a route that is left out may be chosen
                 node.asks = [ask for ask in node.asks if ask.task in graph.inside()]
-                if node.form == "one" and not node.asks:
-                    node.form = "list"
+                if node.form in REQUESTS and not node.asks:
+                    node.form = "output"
     if graph.starts is None and graph.targets is None and len(graph.roots()) == len(graph.nodes):
         graph.starts = list(range(len(graph.nodes)))  # without edges, the starts must be named
     sent = draw(st.sampled_from(["nothing", "nothing", "payload", "other"]))
@@ -361,9 +367,7 @@ def output_of(node: Node) -> Any:
         return names
     if node.form == "mapping":
         return {f"t{ask.task}": ask.payload for ask in node.asks}
-    if node.form in ("one", "tuple", "list"):
-        return None if node.asks else {"list": [], "tuple": ()}[node.form]
-    return node.value
+    return None if node.form in ("one", "tuple", "list") else node.value
 
 
 def results_of(graph: Graph, fates: dict[int, Fate]) -> dict[str, Any]:
@@ -443,7 +447,7 @@ def requests(node: Node) -> list[NextTask]:
 def returned(node: Node) -> Any:
     if node.form == "output":
         return TaskOutput(node.value, requests(node))
-    if node.form in ("one", "list", "tuple") and node.asks:
+    if node.form in ("one", "list", "tuple"):
         made = requests(node)
         return made[0] if node.form == "one" else tuple(made) if node.form == "tuple" else made
     return output_of(node)

@@ -21,6 +21,10 @@ ARGUMENTS = {
     "FlowError": ("a sentence",),
     "TaskNotFoundError": ("nope", ["load", "save"]),
     "BindingError": ("load", "path", ["size"]),
+    "CycleError": (["load", "save", "load"],),
+    "RouteError": ("decide", "aprove", ["approve", "reject"]),
+    "ConfigError": ("edges 'a >>'", "a name is missing after '>>'"),
+    "DependencyFailedError": ("save", ["load", "clean#2"]),
     "ContextKeyError": ("x", "load#2"),
     "DeadlockError": ([("a", "'b'"), ("b", "'a'")],),
     "BlockingGetError": ("x",),
@@ -32,6 +36,8 @@ ARGUMENTS = {
     "TaskRunLimitError": (10, "load"),
     "ExecutorLostError": ("orders-7", "it is shut down"),
     "StreamError": ("orders-7", "it has a reader already"),
+    "CheckpointError": ("a sentence",),
+    "UnknownRunError": ("orders-7", "orders"),
     "FlowClosedError": ("Flow orders",),
     "StateError": ("load cannot begin",),
     "DuplicateTaskWarning": ("a sentence",),
@@ -114,12 +120,39 @@ def test_every_module_has_a_docstring():
     assert missing == []
 
 
-def test_no_exported_function_takes_more_than_two_arguments_by_position():
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [
+        (millstream.Flow, "__init__ add add_task run stream start arun astream session run_many arun_many override"),
+        (millstream.Flow, "subgraph report reset"),
+        (millstream.FlowRun, "result wait stream"),
+        (millstream.TaskHandle, "result exception wait"),
+        (millstream.Context, "__init__ get set aget emit"),
+        (millstream.Retry, "__init__ delay"),
+        (millstream.Rate, "__init__"),
+    ],
+)
+def test_no_exported_function_takes_more_than_two_arguments_by_position(kind, methods):
     """Options are keyword-only: Flow.run and its twins take two positional arguments, and no more."""
-    for method in ("run", "stream", "start", "arun", "astream", "add_task", "add", "__init__"):
-        parameters = list(inspect.signature(getattr(millstream.Flow, method)).parameters.values())[1:]
-        by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    for method in methods.split():
+        parameters = list(inspect.signature(getattr(kind, method)).parameters.values())[1:]
+        by_position = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
         assert len(by_position) <= 2, method
+
+
+@pytest.mark.parametrize("submit", [millstream.Flow.submit, millstream.Task.submit, millstream.Session.submit])
+def test_submit_reserves_two_keywords_and_no_more(submit):
+    """Whatever is not ``depends_on`` or ``call_key`` reaches the function that is submitted, also ``fn``."""
+    parameters = inspect.signature(submit).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["depends_on", "call_key"]
+    assert not [p.name for p in list(parameters)[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def test_every_hook_method_has_its_event():
+    """For each method of Hook the event that it is given can be imported from millstream."""
+    methods = [name for name in vars(millstream.Hook) if name.startswith("on_")]
+    events = {f"{''.join(map(str.capitalize, name.split('_')[1:]))}Event" for name in methods}
+    assert events == {name for name in millstream.__all__ if name.endswith("Event")}
 
 
 # ---- importing ------------------------------------------------------------------------------------
@@ -244,6 +277,11 @@ def test_every_error_stands_in_the_tree_of_the_docstring(kind):
         (errors.TaskNotFoundError, LookupError),
         (errors.ContextKeyError, KeyError),
         (errors.BindingError, TypeError),
+        (errors.CycleError, ValueError),
+        (errors.RouteError, ValueError),
+        (errors.ConfigError, ValueError),
+        (errors.UnknownRunError, LookupError),
+        (errors.UnknownRunError, errors.CheckpointError),
     ],
 )
 def test_errors_are_what_python_calls_them_too(kind, base):
@@ -258,3 +296,18 @@ def test_the_sentences_name_the_value_and_the_mend():
     assert str(errors.ContextKeyError("x")) == "Key x not found in context"
     assert "await ctx.aget('x')" in str(errors.BlockingGetError("x"))
     assert "a waits for 'b'" in str(errors.DeadlockError([("a", "'b'")]))
+    assert "load >> save >> load" in str(errors.CycleError(["load", "save", "load"]))
+    assert "Did you mean approve?" in str(errors.RouteError("decide", "aprove", ["approve", "reject"]))
+    assert "load, clean#2 failed" in str(errors.DependencyFailedError("save", ["load", "clean#2"]))
+    assert "on_dep_failure" in str(errors.DependencyFailedError("save", ["load"]))
+    assert "orders-7 of orders" in str(errors.UnknownRunError("orders-7", "orders"))
+    assert "await its handle" in str(errors.BlockingGetError("add#2", of_call=True))
+
+
+def test_errors_keep_their_facts_as_attributes():
+    """Who handles an error need not read its sentence."""
+    assert errors.CycleError(iter(["a", "b", "a"])).path == ("a", "b", "a")
+    assert errors.DependencyFailedError("c", iter(["a"])).failed == ("a",)
+    route = errors.RouteError("decide", "aprove", iter(["approve"]))
+    assert (route.task, route.choice, route.routes) == ("decide", "aprove", ("approve",))
+    assert errors.UnknownRunError("orders-7", "orders").run_id == "orders-7"

@@ -61,7 +61,8 @@ class Binding:
     """
 
     __slots__ = (
-        "_compiled", "_fixed", "_kinds", "_parameters", "collects", "context_at", "fn", "inferable", "is_async", "takes_context",
+        "_compiled", "_fixed", "_kinds", "_parameters", "collects", "context_at", "fn", "inferable", "is_async",
+        "takes_context",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -87,9 +88,11 @@ class Binding:
         """Whether it takes anything that its dependencies gave."""
         return self.collects or (not self._fixed and any(name in self._kinds for name in needs))
 
-    def has_default(self, name: str) -> bool:
-        """Whether a parameter may be left out."""
-        return any(p.name == name and p.default is not EMPTY for p in self._parameters)
+    def call_shape(self) -> tuple[bool, tuple[int | None, str] | None, dict[str, Any], tuple[str, ...]]:
+        """Return what there is to know for calls: whether it is async, where the context goes, defaults, positions."""
+        defaults = {p.name: p.default for p in self._parameters if p.default is not EMPTY}
+        positional = tuple(p.name for p in self._parameters if p.kind in (POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD))
+        return self.is_async, self.context_at, defaults, positional
 
     def required(self, needs: Sequence[str] = (), *, mapped: bool = False) -> tuple[str, ...]:
         """Return the parameters that inputs or dependencies have to fill."""

@@ -78,7 +78,8 @@ class CycleError(FlowError, ValueError):
         self.path = path  #: the names along the circle; the last is the first again
 
     def __str__(self) -> str:
-        return f"These tasks depend on each other: {' >> '.join(self.path)}. Take one of the edges out, or make it a route."
+        circle = " >> ".join(self.path)
+        return f"These tasks depend on each other: {circle}. Take one of the edges out, or make it a route."
 
 
 class RouteError(FlowError, ValueError):
@@ -90,7 +91,8 @@ class RouteError(FlowError, ValueError):
         self.task, self.choice, self.routes = task, choice, routes
 
     def __str__(self) -> str:
-        return f"Task {self.task} chose {self.choice}, which is none of its routes. {listed('It has', self.routes, self.choice)}"
+        mend = listed("It has", self.routes, self.choice)
+        return f"Task {self.task} chose {self.choice}, which is none of its routes. {mend}"
 
 
 class ConfigError(FlowError, ValueError):

@@ -24,7 +24,7 @@ from millstream.context import Context
 from millstream.engine.clock import Clock
 from millstream.engine.limits import Limits
 from millstream.engine.run import FlowRun, OnError
-from millstream.engine.session import Session, TaskHandle, submit_call
+from millstream.engine.session import CallShape, Session, TaskHandle, submit_call
 from millstream.engine.stream import AsyncChunks, Chunks, Stream
 from millstream.engine.tell import Teller
 from millstream.errors import (
@@ -96,8 +96,9 @@ class FlowTask(Task[P, R]):
     def origin(self) -> Task[..., Any]:
         return self._origin
 
-    def submit(  # type: ignore[override]  # of this very flow
+    def submit(
         self,
+        /,
         *args: Any,
         depends_on: Iterable[TaskHandle[Any]] = (),
         call_key: str | None = None,
@@ -241,7 +242,8 @@ class Flow:
         self._runs: set[FlowRun] = set()
         self._newest: weakref.ref[FlowRun] | None = None  # the run that was started last
         self._record: RunRecord | None = None  # what became of it, once it has ended
-        self._callables: weakref.WeakKeyDictionary[Any, tuple[Planned, Any]] = weakref.WeakKeyDictionary()
+        self._callables: weakref.WeakKeyDictionary[Any, tuple[Planned, CallShape]] = weakref.WeakKeyDictionary()
+        self._called: dict[Any, Planned] = {}  # how calls of one name and the same options are called
         self._session: Session | None = None  # the one that a ``with`` block has opened
         self._entered: list[Token[Any]] = []
         self._context: Context[Any] | None = context
@@ -593,12 +595,20 @@ class Flow:
         The arguments are those of ``run``.
         """
         options: RunOptions = {
-            "run_id": run_id, "context": context, "deps": deps, "metadata": metadata, "timeout": timeout, "trace": trace,
+            "run_id": run_id, "context": context, "deps": deps, "metadata": metadata, "timeout": timeout,
+            "trace": trace,
         }  # fmt: skip
-        run = self._new_run((), options, graph=None, stream=Stream(BUFFER, attached=False), keep=True, kind=Session)
+        return self._open_session(options, keep=True)
+
+    def _open_session(self, options: RunOptions, *, keep: bool) -> Session:
+        with self._lock:
+            graph = self._registry.graph()
+        graph = None if graph is None else graph.rooted(())
+        stream = Stream(BUFFER, attached=False)
+        run = self._new_run((), options, graph=graph, stream=stream, keep=keep, kind=Session)
         assert isinstance(run, Session), "that kind was asked for"
         self._under_way(run)
-        run.begin_session(self._submit_to, timeout)
+        run.begin_session(self._submit_to, options.get("timeout"))
         return run
 
     @overload
@@ -649,12 +659,14 @@ class Flow:
         """
         item: Any = current_run.get()
         if item is not None and item.run.plan.owner() is self:
-            return self._submit_to(item.run, fn, args, kwargs, depends_on, call_key)
+            run: FlowRun = item.run
+            return self._submit_to(run, fn, args, kwargs, depends_on, call_key)
         with self._lock:
+            self._refuse_closed()
             session = self._session
             opens = session is None and bool(self._entered)
         if opens:
-            session = self.session()
+            session = self._open_session({}, keep=False)  # nobody will ask for the outputs of all calls
             with self._lock:
                 if self._session is None:
                     self._session = session
@@ -680,28 +692,42 @@ class Flow:
             raise ValueError(
                 f"Flow {self._name} has no store, so call_key={call_key!r} would do nothing: leave it out."
             )
-        planned, binding = self._callable(fn)
-        return submit_call(run, planned, binding, args, kwargs, depends_on)
+        planned, shape = self._callable(fn)
+        function = fn.fn if isinstance(fn, Task) else fn
+        adapted = planned.executor.adapt(shape.name, function, shape.context_at is not None)
+        return submit_call(run, planned, shape, adapted, args, kwargs, depends_on)
 
-    def _callable(self, fn: Any) -> tuple[Planned, Any]:
+    def _callable(self, fn: Any) -> tuple[Planned, CallShape]:
         """Return how a submitted callable is called; found out once for each function and task."""
+        if isinstance(fn, Task):
+            fn = fn.origin
+        elif not callable(fn):
+            raise TypeError(f"Flow {self._name} can be given a Task or a callable to submit, not {fn!r}.")
+        try:
+            known = self._callables.get(fn)
+        except TypeError:  # it cannot be hashed
+            known = None
+        if known is None:
+            known = self._new_callable(fn)
+            try:
+                self._callables[fn] = known
+            except TypeError:  # it cannot be referred to weakly, such as a builtin
+                pass
+        return known
+
+    def _new_callable(self, fn: Any) -> tuple[Planned, CallShape]:
         from millstream.binding import Binding
 
-        if not callable(fn):
-            raise TypeError(f"Flow {self._name} can be given a Task or a callable to submit, not {fn!r}.")
-        key = fn.origin if isinstance(fn, Task) else getattr(fn, "__code__", None)
-        known = self._callables.get(key) if key is not None else None
-        if known is None:
-            task = fn.origin if isinstance(fn, Task) else Task(name_of(fn), fn)
-            self._check_for_flow(task)
-            binding = Binding(task.fn)
-            known = Planned(task, binding, self._executors.get(task.options.executor)), binding
-            if key is not None:
-                self._callables[key] = known
-        elif not isinstance(fn, Task) and known[0].adapted is not fn:
-            # Another closure of the same code.
-            known = known[0].with_function(fn), known[1]
-        return known
+        task = fn if isinstance(fn, Task) else Task(name_of(fn), fn)
+        self._check_for_flow(task)
+        shape = CallShape(task.name, *Binding(task.fn).call_shape())
+        key = (task.name, shape.is_async, task.options if isinstance(fn, Task) else None)
+        planned = self._called.get(key)
+        if planned is None:
+            planned = self._called[key] = Planned.of_calls(
+                task, shape.is_async, self._executors.get(task.options.executor)
+            )
+        return planned, shape
 
     # ---- many runs ----------------------------------------------------------------------------------
 
@@ -844,6 +870,7 @@ class Flow:
         self.cancel_all()
         for run in runs:
             run.abandon()
+            run.give_up()
         self._clock.close()
         self._executors.close()
 
@@ -875,6 +902,8 @@ class Flow:
                 with self._lock:
                     runs = list(self._runs)
                 for run in runs:
+                    if isinstance(run, Session):  # nobody else will
+                        run.shut()
                     if run.has_reader:  # and the block in which it was read is over
                         run.cancel()
                     run.wait()
@@ -892,6 +921,8 @@ class Flow:
             with self._lock:
                 runs = list(self._runs)
             for run in runs:
+                if isinstance(run, Session):
+                    run.shut()
                 if kind is not None or run.has_reader:
                     run.cancel()
                 await run.ended()
@@ -1181,7 +1212,7 @@ async def _each(items: Any) -> AsyncIterator[Any]:
 def stand_in(value: Any) -> Callable[..., Any]:
     """Return what replaces a task: a callable as it is, anything else as the function that gives it."""
     if callable(value):
-        return value.fn if isinstance(value, Task) else value  # type: ignore[no-any-return]
+        return value.fn if isinstance(value, Task) else value
 
     def constant() -> Any:
         return value

@@ -26,9 +26,20 @@ class Planned:
     """A task as runs call it: what ``engine.run.Planned`` asks for."""
 
     __slots__ = (
-        "adapted", "collects", "executor", "expand", "invoke", "is_async", "max_parallel", "name",
-        "needs", "node", "on_dep_failure", "priority", "reads_upstream", "required", "retry", "routes", "timeout", "uses",
+        "collects", "executor", "expand", "invoke", "is_async", "max_parallel", "name",
+        "needs", "node", "on_dep_failure", "priority", "reads_upstream", "required", "retry", "routes", "timeout",
+        "uses",
     )  # fmt: skip
+
+    required: tuple[str, ...]
+    collects: bool
+    reads_upstream: bool
+    is_async: bool
+    invoke: Callable[[Any, Any], Any]
+    expand: Callable[[Any, Any], Any] | None
+    needs: Sequence[str]
+    node: int | None
+    routes: tuple[str, ...] | None
 
     def __init__(
         self,
@@ -43,20 +54,14 @@ class Planned:
         options = task.options
         mapped = options.for_each is not None
         adapted = executor.adapt(task.name, task.fn, binding.takes_context)
-        self.adapted = adapted
-        self.name = task.name
-        self.executor = executor
+        self._take(task, executor)
         self.is_async = binding.is_async
         self.required = binding.required(needs, mapped=mapped)
         self.collects = binding.collects
         self.reads_upstream = binding.reads(needs) or routes is not None or mapped
         self.invoke = binding.compile(None if adapted is task.fn else adapted, needs, mapped=mapped)
         self.expand = None if options.for_each is None else _expansion(task.name, options.for_each, self.is_async)
-        self.needs = needs
-        self.node, self.routes = node, routes
-        self.timeout, self.retry = options.timeout, options.retry
-        self.on_dep_failure, self.max_parallel = options.on_dep_failure, options.max_parallel
-        self.uses, self.priority = options.uses, options.priority
+        self.needs, self.node, self.routes = needs, node, routes
 
     def payload(self, run: Any) -> Any:
         """Return the payload of a task run, which a router that chooses a bare name sends along."""
@@ -64,13 +69,28 @@ class Planned:
 
         return payload_of(self.needs, run)
 
-    def with_function(self, fn: Callable[..., Any]) -> Planned:
-        """Return the same for another closure of the same code."""
-        copy = object.__new__(Planned)
-        for slot in Planned.__slots__:
-            setattr(copy, slot, getattr(self, slot))
-        copy.adapted = self.executor.adapt(self.name, fn, False) if self.executor is not None else fn
-        return copy
+    @classmethod
+    def of_calls(cls, task: Task[..., Any], is_async: bool, executor: Executor) -> Planned:
+        """Return how submitted calls of one name and the same options are called; what is called comes with each."""
+        planned: Planned = object.__new__(cls)
+        planned._take(task, executor)
+        planned.is_async = is_async
+        planned.collects = planned.reads_upstream = False
+        planned.invoke, planned.expand = _not_called, None
+        planned.required, planned.needs, planned.node, planned.routes = (), (), None, None
+        return planned
+
+    def _take(self, task: Task[..., Any], executor: Executor) -> None:
+        """Take over what does not depend on the function."""
+        options = task.options
+        self.name, self.executor = task.name, executor
+        self.timeout, self.retry = options.timeout, options.retry
+        self.on_dep_failure, self.max_parallel = options.on_dep_failure, options.max_parallel
+        self.uses, self.priority = options.uses, options.priority
+
+
+def _not_called(run: Any, ctx: Any) -> Any:
+    raise NotImplementedError("what is called comes with each call")
 
 
 def _expansion(task: str, over: str, is_async: bool) -> Callable[[Any, Any], Any]:
@@ -85,7 +105,7 @@ class Registry:
     def __init__(
         self,
         flow: str,
-        tasks: Mapping[str, Task[..., Any]] = {},  # noqa: B006 - only read
+        tasks: Mapping[str, Task[..., Any]] = {},
         edges: Sequence[Edge] = (),
         outside: frozenset[str] = frozenset(),
     ) -> None:
@@ -168,7 +188,9 @@ class Registry:
                     if name not in self.tasks:
                         found.append(TaskNotFoundError(name, self.tasks))
                 if edge.source in self.tasks and edge.target in self.tasks:
-                    ends, at, to = (routes, edge.source, edge.target) if edge.route else (needs, edge.target, edge.source)
+                    ends, at, to = (
+                        (routes, edge.source, edge.target) if edge.route else (needs, edge.target, edge.source)
+                    )
                     if to not in ends.get(at, ()):
                         ends[at] = (*ends.get(at, ()), to)
             self._names = needs, routes, found

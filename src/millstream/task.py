@@ -300,13 +300,14 @@ class Task(Generic[P, R]):
         """The task that this is a view of (see ``flow[name]``); in general, itself."""
         return self
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function as it is."""
         return self.fn(*args, **kwargs)
 
     @overload
     def submit(
         self: Task[..., Coroutine[Any, Any, T]],
+        /,
         *args: Any,
         depends_on: Iterable[TaskHandle[Any]] = (),
         call_key: str | None = None,
@@ -315,6 +316,7 @@ class Task(Generic[P, R]):
     @overload
     def submit(
         self,
+        /,
         *args: Any,
         depends_on: Iterable[TaskHandle[Any]] = (),
         call_key: str | None = None,
@@ -322,6 +324,7 @@ class Task(Generic[P, R]):
     ) -> TaskHandle[R]: ...
     def submit(
         self,
+        /,
         *args: Any,
         depends_on: Iterable[TaskHandle[Any]] = (),
         call_key: str | None = None,
@@ -367,13 +370,18 @@ def task(name: Any = None, **options: Any) -> Any:
         TypeError, ValueError: as ``Options``.
     """
     if name is not None and not isinstance(name, str):
-        return functools.update_wrapper(Task(name_of(name), name, **options), name, updated=())
+        return _wrapping(Task(name_of(name), name, **options))
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
-        made = Task(name_of(function) if name is None else name, function, **options)
-        return functools.update_wrapper(made, function, updated=())
+        return _wrapping(Task(name_of(function) if name is None else name, function, **options))
 
     return decorate
+
+
+def _wrapping(made: Task[P, R]) -> Task[P, R]:
+    """Give a task the name, the docstring and the signature of its function."""
+    functools.update_wrapper(made, made.fn, updated=())
+    return made
 
 
 class TaskBase:
@@ -414,7 +422,7 @@ class TaskBase:
             raise TypeError(f"{cls.__name__} needs a method run.")
         options = {name: _as_given(getattr(cls, name)) for name in Options.NAMES if hasattr(cls, name)}
         made: Task[..., Any] = Task(cls.name or cls.__name__, self.run, **options)
-        return functools.update_wrapper(made, self.run, updated=())
+        return _wrapping(made)
 
 
 def _as_given(value: Any) -> Any:

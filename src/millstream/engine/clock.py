@@ -72,6 +72,11 @@ class Clock:
         except RuntimeError:  # the interpreter is shutting down: nothing is timed any more
             self._thread = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is timed any more."""
+        return self._closed
+
     def tidy(self) -> None:
         """Forget what was called off; without any timer left the thread ends."""
         with self._changed:

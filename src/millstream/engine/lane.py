@@ -24,10 +24,10 @@ from millstream.task import current_run
 from millstream.values import Items, NextTask, Status, StreamChunk, TaskOutput
 
 if TYPE_CHECKING:
-    from millstream.engine.run import FlowRun
-    from millstream.policies import Retry
     from millstream.engine.record import Failure
+    from millstream.engine.run import FlowRun
     from millstream.engine.session import TaskHandle
+    from millstream.policies import Retry
 
 PENDING, RUNNING = Status.PENDING, Status.RUNNING
 ABANDONED, CANCELLED = Status.ABANDONED, Status.CANCELLED
@@ -68,8 +68,9 @@ class RunTask(TaskState):
 class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
-    __slots__ = ("calls", "limit", "since", "timer", "where")
+    __slots__ = ("blocked", "calls", "limit", "since", "timer", "where")
 
+    blocked: bool  #: it waits for a value, and does not count for ``max_parallel``; not set before
     calls: int  #: how many calls it has submitted; not set before the first
 
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
@@ -117,7 +118,7 @@ class Item(TaskRun):
     def submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], depends_on: Any, call_key: str | None
     ) -> TaskHandle[Any]:
-        return self.run.plan.submit(self.run, fn, args, kwargs, depends_on, call_key)
+        return self.run.plan.submit(self.run, fn, args, kwargs, depends_on, call_key)  # type: ignore[no-any-return]
 
 
 class HandedOn(Exception):  # noqa: N818 - it is no error, and never leaves this module
@@ -242,6 +243,8 @@ class Lane:
             self.come(worker)
         try:
             self.variables().run(self._work, worker)
+        except Exception as error:  # a bug of ours: better a run that ends with it than one that never ends
+            self.run.broke(self, worker, error)
         finally:
             del self  # see ``_work``
 
@@ -454,7 +457,7 @@ class Lane:
                     if task.watched:
                         run.began(item)
                     result = task.invoke(item, context)
-                elif run.stopping:
+                elif run.stopping or item.given_up:
                     close_unawaited(result)
                     raise TaskCancelledError(item.id)
                 if type(result) is types.AsyncGeneratorType:

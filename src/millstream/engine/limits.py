@@ -89,11 +89,15 @@ class Limits:
         self._timer: Timer | None = None
 
     def ask(self, run: Any) -> None:
-        """``run.run.granted(run)`` is posted as soon as it may start, perhaps at once."""
+        """``run.run.granted(run)`` is posted as soon as it may start, perhaps at once; else ``run.run.look()``."""
         with self._lock:
             heappush(self._waiting.setdefault(run.task.uses, []), (-run.priority, next(self._order), run))
             self._asking.add(run)
         self._serve()
+        with self._lock:
+            waits = run in self._asking
+        if waits:
+            run.run.monitor.post(run.run.look)
 
     def began(self, run: Any, now: float) -> None:
         """The attempt of a task run begins."""
@@ -116,14 +120,25 @@ class Limits:
             self._serve()
 
     def may_move(self, run: Any, runs: Iterable[Any]) -> bool:
-        """Whether a task run that waits may go on although nothing in ``runs`` moves."""
+        """Whether a task run that is to have its limits may get them although nothing in ``runs`` moves.
+
+        It may when it has not asked yet, or has just been granted them; when a rate is among them; and when
+        somebody of another run holds one of them, or is ahead.
+        """
         inside = set(runs)
         with self._lock:
+            if run not in self._asking:
+                return True
             for name in run.task.uses:
                 limit = self._limits[name]
                 if isinstance(limit, Starts) or any(holder.run not in inside for holder in limit.holders):
                     return True
-        return False
+            return any(
+                entry[2].run not in inside and entry[2] in self._asking
+                for uses, queue in self._waiting.items()
+                if not set(uses).isdisjoint(run.task.uses)
+                for entry in queue
+            )
 
     def _serve(self) -> None:
         """Let on whoever may start now; have the clock call again when a rate allows more."""

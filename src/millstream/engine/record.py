@@ -5,7 +5,7 @@ May import: lane, scheduler, report, values; and the run for its types.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from millstream.engine.lane import RunTask
 from millstream.engine.scheduler import WORSE
@@ -29,6 +29,11 @@ class Failure:
 
     def __init__(self, error: BaseException) -> None:
         self._kept: BaseException | ErrorReport = error
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error itself, as long as it is kept."""
+        return None if isinstance(self._kept, ErrorReport) else self._kept
 
     def text(self) -> ErrorReport:
         """Return the text. Making it runs the error's own code, so no lock may be held."""

@@ -23,7 +23,16 @@ from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
 from millstream.engine.limits import Limits
 from millstream.engine.record import Failure, RunRecord, record_of
-from millstream.engine.scheduler import Call, Coalesced, OnDepFailure, Place, Scheduler, Scope, Settled, TaskRun
+from millstream.engine.scheduler import (
+    Call,
+    Coalesced,
+    OnDepFailure,
+    Place,
+    Scheduler,
+    Scope,
+    Settled,
+    TaskRun,
+)
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.tell import END, Teller
 from millstream.engine.waiting import GRACE, Waiting
@@ -56,7 +65,7 @@ from millstream.events import (
 from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
 from millstream.policies import Retry
-from millstream.report import ErrorReport, RunReport, TaskTrace
+from millstream.report import RunReport, TaskTrace
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
 
@@ -74,7 +83,6 @@ class Planned(Protocol):
     name: str
     timeout: float | None
     is_async: bool
-    adapted: Callable[..., Any]  #: the function, or what its executor calls in its place
     invoke: Callable[[Any, Any], Any]
     expand: Callable[[Any, Any], Any] | None  #: for a task that is mapped: gives its ``Items``
     required: tuple[str, ...]
@@ -155,7 +163,7 @@ class FlowRun(Waiting):
         self.open = False  #: calls can still be submitted from outside
         self.is_session = False  #: calls are submitted from outside: one that fails stops no other one
         self.unasked: dict[Any, BaseException] = {}  #: failures of calls that nobody asked for yet
-        self.fed_from_outside = 0  #: 1 while somebody outside may submit calls or set values
+        self.owner_waits = 0  #: how often the thread that may submit calls waits for one
         self.owner: threading.Thread | None = None  #: whose work that is
         self.failures = 0  #: task runs that failed and did not end the run
         self.trace: list[TaskTrace] | None = [] if trace else None
@@ -180,6 +188,7 @@ class FlowRun(Waiting):
         self.idle_waiters: list[Idle] = []  # tasks that wait for its end
         self.nested: set[FlowRun] = set()  #: runs that tasks of this one wait for
         self._growing: dict[TaskRun, Scope] = {}  # lists of generator tasks that have not ended
+        self._delays: dict[TaskRun, Timer] = {}  # what ends the wait for the next attempt
         self._late: dict[TaskRun, tuple[TaskRun, float]] = {}  # attempts that wait for the code of the one before
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
@@ -276,7 +285,7 @@ class FlowRun(Waiting):
         state = str(self._status).lower()
         if not self.finished:
             state += f", {scheduler.under_way} under way, {len(scheduler.pending)} pending"
-            waits = sorted(self.blocked.waiting)
+            waits = sorted(key if isinstance(key, str) else key.id for key in self.blocked.waiting)
             if waits:
                 state += f", waiting for {', '.join(map(repr, waits[:3]))}"
         return f"<FlowRun {self.id}: {state}>"
@@ -289,7 +298,7 @@ class FlowRun(Waiting):
         Raises:
             FlowError: they cannot be scheduled; the run has ended then.
         """
-        self.plan.teller.run_began()
+        self._started_by = self.plan.teller.run_began()
         with self.monitor:
             if self.stopping:
                 return  # it was cancelled before it began
@@ -353,6 +362,8 @@ class FlowRun(Waiting):
             self.fed(feed, [], False, None)
         elif scheduler.finished(item, output, requests, joins) and self._results is not None:
             self._results[name if item.number == 1 else f"{name}#{item.number}"] = output
+        if item.extra is not None:
+            item.extra.forget()  # a submitted call
         if self._growing:
             self._close_list(item)
         if scheduler.outbox:
@@ -458,7 +469,7 @@ class FlowRun(Waiting):
         except Exception as refused:  # what the flow cannot serve is the failure of who asked
             error = refused
         if error is not None:
-            error.add_note(f"While the next tasks of task run {feed.owner.id} were pulled (flow run {self.id}).")
+            add_note(error, f"While the next tasks of task run {feed.owner.id} were pulled (flow run {self.id}).")
             plain = isinstance(error, Exception) and not isinstance(error, SILENT)
             failure = error if plain else as_failure(feed.owner.id, error)
             self._note_failure(feed.owner.task, failure)
@@ -515,9 +526,10 @@ class FlowRun(Waiting):
         if due <= self.clock.now():
             self.scheduler.due(item)
         else:
-            self.monitor.later.append((self.clock.call_at, (due, partial(self.monitor.post, self._due, item))))
+            self._delays[item] = self.clock.call_at(due, partial(self.monitor.post, self._due, item))
 
     def _due(self, item: TaskRun) -> None:
+        self._delays.pop(item, None)
         if not self.stopping:
             self.scheduler.due(item)
             self._after()
@@ -532,7 +544,8 @@ class FlowRun(Waiting):
     def _fail(self, item: Item, error: BaseException, status: Status) -> None:
         """A task run has failed for good, or was cancelled or given up; and the map that it is an item of."""
         self._watch_failure(item, error, None)
-        parent = self._unmap(item.extra.parent) if type(item.extra) is Place else None
+        mapped: Any = item.extra.parent if type(item.extra) is Place else None
+        parent = None if mapped is None else self._unmap(mapped)
         if status is not CANCELLED:
             self._note_failure((parent or item).task, error)
             self._blame_task(parent or item, error)  # before anything could start because of its end
@@ -541,7 +554,8 @@ class FlowRun(Waiting):
                 self.scheduler.failed(ended, FAILED if ended is parent and status is ABANDONED else status)
                 self._close_list(ended)
         if isinstance(item.extra, Call):
-            item.extra.fail(self, error)
+            item.extra.fail(self, error, cancelled=status is CANCELLED)
+            item.extra.forget()
         self._after()
 
     def _unmap(self, item: Item) -> Item | None:
@@ -560,7 +574,8 @@ class FlowRun(Waiting):
         """Keep the first failure of a task for the report."""
         if task.failure is None:
             task.failure = Failure(error)
-            self.monitor.later.append((task.failure.text, ()))
+            if task.node is None:  # else what depends on it will have the error as its cause
+                self.monitor.later.append((task.failure.text, ()))
 
     def _blame_task(self, item: Item, error: BaseException) -> None:
         """A task run has failed for good, by itself: what that means for the run."""
@@ -570,7 +585,7 @@ class FlowRun(Waiting):
             return
         self.failures += 1
         if self.plan.on_error == "log":
-            self.monitor.later.append((log_failure, (self.plan.logger, self.id, item.id, error)))
+            self.monitor.later.append((self.plan.teller.log_failure, (self.id, item.id, error)))
         elif self.plan.on_error == "raise":
             # Raised at the end of the run, unless somebody asks for it before.
             self.unasked[item.extra.handle if called else item] = error
@@ -601,14 +616,16 @@ class FlowRun(Waiting):
         """A task run, or a task that was expected, ended without a worker."""
         task: Any = entry.task
         run: Any = entry.run
-        id = task.name if run is None else run.id
+        run_id = task.name if run is None else run.id
         task.ended = self.clock.now()
         if entry.status is SKIPPED:
             if TaskSkipEvent in self._wants:
-                self.tell(TaskSkipEvent(self.id, self.plan.flow, self.wall(), task.name, id, entry.reason))
+                self.tell(TaskSkipEvent(self.id, self.plan.flow, self.wall(), task.name, run_id, entry.reason))
         elif entry.error is not None and TaskFailureEvent in self._wants:
-            facts = (task.name, id, 0, 0.0, entry.error, False, None)
+            facts = (task.name, run_id, 0, 0.0, entry.error, False, None)
             self.tell(TaskFailureEvent(self.id, self.plan.flow, self.wall(), *facts))
+        if isinstance(entry.error, DependencyFailedError):
+            entry.error.__cause__ = self._cause_of(entry.error, run)
         if entry.error is not None:
             self._note_failure(task, entry.error)
             if isinstance(entry.error, DependencyFailedError):
@@ -616,7 +633,15 @@ class FlowRun(Waiting):
             else:
                 self._blame_task(run, entry.error)
             if run is not None and isinstance(run.extra, Call):
-                run.extra.fail(self, entry.error)
+                run.extra.fail(self, entry.error, cancelled=False)
+
+    def _cause_of(self, error: DependencyFailedError, run: Any) -> BaseException | None:
+        """Return the failure that another one is the consequence of."""
+        if run is not None and isinstance(run.extra, Call) and run.extra.because is not None:
+            return run.extra.because.error
+        name = error.failed[0].partition("#")[0] if error.failed else ""
+        task: Any = self.scheduler.tasks.get(name)
+        return None if task is None or task.failure is None else task.failure.error
 
     # ---- submitted calls ------------------------------------------------------------------------
 
@@ -651,18 +676,25 @@ class FlowRun(Waiting):
         item: Any = call.run
         later = self.monitor.later
         if item.status is RUNNING:
-            if item.handle is not None:
-                later.append((cancel_pump, (item.handle, item)))
-            else:
+            if item.handle is None:
                 self._dismiss(item)
+            elif hasattr(item.handle, "task"):
+                later.append((cancel_pump, (item.handle, item)))
+            else:  # a coroutine that no loop has got to yet, or a generator at rest
+                later.append((close_unawaited, (item.handle,)))
             self._watch_failure(item, TaskCancelledError(item.id), None)
             self.scheduler.failed(item, CANCELLED)
             self._close_list(item)
         elif self.scheduler.cancel(item):
+            delay = self._delays.pop(item, None)
+            if delay is not None:
+                delay.cancel()
+                later.append((self.clock.tidy, ()))
             if item.task.uses:
                 later.append((self.plan.limits.give_back, ((item,),)))
         # Else a worker has just taken it, and finds that it has no handle any more.
-        call.fail(self, TaskCancelledError(item.id))
+        call.fail(self, TaskCancelledError(item.id), cancelled=True)
+        call.forget()
         self._after()
 
     # ---- watching -------------------------------------------------------------------------------
@@ -737,17 +769,22 @@ class FlowRun(Waiting):
 
     def suspend(self, worker: Worker) -> None:
         """The task of ``worker`` waits: it does not count as active, and another one may come."""
-        lane = worker.item.task.lane
+        item: Any = worker.item
+        lane = item.task.lane
         if worker.counted:
             worker.counted = False
             lane.active -= 1
-        self.scheduler.blocked(worker.item.task)
+        if item.status is RUNNING:  # else it is a callback, or late code, that waits
+            item.blocked = True
+            self.scheduler.blocked(item.task)
         self._see_to_outbox()
         self.dispatch(None)
 
     def resume(self, worker: Worker) -> None:
         """The task of ``worker`` goes on."""
-        self.scheduler.unblocked(worker.item.task)
+        if getattr(worker.item, "blocked", False):
+            worker.item.blocked = False
+            self.scheduler.unblocked(worker.item.task)
         if not worker.dismissed and worker in worker.item.task.lane.crew:
             worker.counted = True
             worker.item.task.lane.active += 1
@@ -768,7 +805,9 @@ class FlowRun(Waiting):
     def movers(self) -> int:
         """Everything that could still set a value: task runs under way, lists to be pulled, what waits for its time."""
         scheduler = self.scheduler
-        movers = scheduler.under_way + scheduler.feeds + len(scheduler.delayed) + self.fed_from_outside
+        movers = scheduler.under_way + scheduler.feeds + len(scheduler.delayed)
+        if self.open and not self.owner_waits:
+            movers += 1  # somebody outside may submit calls, or set values
         if scheduler.limited:
             movers += sum(self.plan.limits.may_move(item, self.blocked.runs) for item in scheduler.limited)
         return movers
@@ -835,13 +874,17 @@ class FlowRun(Waiting):
             if item.task.uses:
                 users.append(item)
             if isinstance(item.extra, Call):
-                item.extra.fail(self, TaskCancelledError(item.id))
+                item.extra.fail(self, TaskCancelledError(item.id), cancelled=True)
             if item.handle is not None:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((close_unawaited, (item.handle,)))
         if users:
             later.append((self.plan.limits.give_back, (users,)))
         self._late.clear()
-        self.open, self.fed_from_outside = False, 0
+        for delay in self._delays.values():
+            delay.cancel()
+        self._timers += self._delays.values()  # to be tidied away at the end
+        self._delays.clear()
+        self.open = False
         for lane in self._lanes.values():
             while lane.feeds:
                 feed = lane.feeds.popleft()
@@ -871,7 +914,7 @@ class FlowRun(Waiting):
                     self.scheduler.failed(item, ABANDONED)
                     self._close_list(item)
                     if isinstance(item.extra, Call):
-                        item.extra.fail(self, TaskCancelledError(item.id))
+                        item.extra.fail(self, TaskCancelledError(item.id), cancelled=True)
                     self._dismiss(item)
         self._finish()
 
@@ -931,15 +974,20 @@ class FlowRun(Waiting):
         """Announce the end when the hooks have had their events, or have taken too long; no lock held."""
         teller = self.plan.teller
         if teller.listeners:
-            timer = self.clock.call_at(self.clock.now() + END, self._announce)
-            teller.run_ended(lambda: (timer.cancel(), self._announce()))
-        else:
-            self._announce()
+            timer = self.clock.call_at(self.clock.now() + END, self.announce)
 
-    def _announce(self) -> None:
+            def told() -> None:
+                timer.cancel()
+                self.announce()
+
+            teller.run_ended(told, self._started_by)
+        if not teller.listeners or self.clock.closed:
+            self.announce()
+
+    def announce(self) -> None:
         """Tell everybody who waits for the end; no lock held."""
         with self.monitor:
-            if self.announced:
+            if self.announced or not self.finished:
                 return
             self.announced = True
             callbacks, self._callbacks = self._callbacks, []
@@ -951,7 +999,9 @@ class FlowRun(Waiting):
             callback()
 
     def _final_error(self) -> BaseException | None:
-        self._errors += [error for error in self.unasked.values() if error not in self._errors]
+        if not self.is_session:  # that raises them itself
+            known = set(map(id, self._errors))
+            self._errors += [error for error in self.unasked.values() if id(error) not in known]
         if not self._errors:
             return None
         first, *others = self._errors
@@ -959,7 +1009,7 @@ class FlowRun(Waiting):
             return first
         if isinstance(first, RunCancelledError):
             for error in others:
-                self.plan.logger.warning("A task failed while run %s was cancelled", self.id, exc_info=error)
+                self.monitor.later.append((self.plan.teller.log_failure, (self.id, None, error)))
             return first
         failures = [error for error in self._errors if isinstance(error, Exception)]
         return ExceptionGroup(f"{len(failures)} failures in run {self.id}", failures)
@@ -1069,8 +1119,28 @@ class FlowRun(Waiting):
         """Note on a failure where it comes from."""
         tried = "" if item.task.retry is None else f", attempt {item.attempt}"
         note = f"In task run {item.id}{tried} of flow run {self.id} ({self.plan.flow})."
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+        add_note(error, note)
+
+    def broke(self, lane: Lane, worker: Worker, error: Exception) -> None:
+        """Something of ours raised in a worker. Called with no lock held."""
+        with self.monitor:
+            lane.leave(worker)
+        self.monitor.post(self._end_early, FAILED, error)
+
+    def nudge(self) -> None:
+        """Whoever works in the thread that waits may have what it waits for. No lock held."""
+        for workers in self._driven:
+            workers.nudge()
+
+    def give_up(self) -> None:
+        """The flow closes, and with it the clock: what is to happen later happens now. No lock held."""
+        self.monitor.post(self._abandon_rest)
+        self.announce()
+
+    def look(self) -> None:
+        """Something has been tried in vain: see whether anything can move still."""
+        if self.scheduler.under_way <= self.blocked.count:
+            self._quiet()
 
     def coroutine_failed(self, worker: Any, item: Item, error: BaseException) -> bool:
         """A coroutine raised. Return False when that was the end of its worker as well."""
@@ -1082,7 +1152,7 @@ class FlowRun(Waiting):
 
     def report_failure(self, item: Item, error: BaseException) -> None:
         """A task raised. Called by its worker, no lock held."""
-        error.__traceback__ = outside_tracebacks(error)
+        BaseException.with_traceback(error, outside_tracebacks(error))  # a class may forbid to set attributes
         plain = isinstance(error, Exception) and not isinstance(error, SILENT)
         failure = error if plain else as_failure(item.id, error)
         if not isinstance(failure, TaskCancelledError):
@@ -1121,13 +1191,6 @@ def where(item: Item) -> str:
     return thread if pump is None else f"{thread} {pump}"
 
 
-def log_failure(logger: logging.Logger, run_id: str, task: str | None, error: BaseException) -> None:
-    """Log a failure that goes nowhere else (``on_error="log"``)."""
-    facts = {"run_id": run_id, "task": task, "attempt": None}
-    text = ErrorReport.of(error).traceback  # made here, since the error's own code may be broken
-    logger.error("Task %s failed in run %s\n%s", task, run_id, text.rstrip(), extra=facts)
-
-
 #: What would not arrive as an error: it ends loops instead.
 SILENT = (StopIteration, StopAsyncIteration)
 
@@ -1149,6 +1212,15 @@ def outside_tracebacks(error: BaseException) -> Any:
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_PACKAGE):
         traceback = traceback.tb_next
     return traceback if traceback is not None else error.__traceback__
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Note on an error where it comes from, unless its class forbids it."""
+    try:
+        if note not in (getattr(error, "__notes__", None) or ()):
+            BaseException.add_note(error, note)
+    except Exception:  # a note is not worth a run
+        pass
 
 
 def surely_equal(one: Any, other: Any) -> bool:

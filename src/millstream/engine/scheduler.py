@@ -80,7 +80,8 @@ class TaskState:
 
     __slots__ = (
         "blocked", "busy", "collects", "count", "each", "gated", "held", "inputs", "live", "max_parallel", "name",
-        "node", "on_dep_failure", "priority", "queue", "reads_upstream", "required", "runs", "static", "uses", "watches", "worst",
+        "node", "on_dep_failure", "priority", "queue", "reads_upstream", "required", "runs", "static", "uses",
+        "watches", "worst",
     )  # fmt: skip
 
     def __init__(
@@ -200,14 +201,32 @@ class Watch:
 class Call:
     """A submitted call: what waits for it, and what it waits for. The same object for all its attempts."""
 
-    __slots__ = ("failed", "followers", "left", "run", "settled")
+    __slots__ = ("because", "failed", "followers", "id", "left", "run", "settled")
 
     def __init__(self) -> None:
+        self.id = ""  #: that of its task run
+        self.because: Call | None = None  #: the first of those that it depends on that failed
         self.left = 0  #: calls that it depends on and that have not ended
         self.failed: list[str] = []  #: ids of those that failed
         self.followers: list[Call] = []  #: calls that wait for it
         self.settled: Status | None = None
         self.run: TaskRun | None = None  #: its newest attempt, until it has ended
+
+    # What the driver's subclass does. ``run`` is its FlowRun.
+
+    error: BaseException | None  #: why it failed
+    withdrawn: bool  #: it was cancelled, or has ended
+
+    def succeed(self, run: Any, output: Any) -> None:
+        """It gave its output."""
+        raise NotImplementedError("the driver's calls have handles")
+
+    def fail(self, run: Any, error: BaseException, *, cancelled: bool) -> None:
+        """It has failed, was cancelled, or never starts."""
+        raise NotImplementedError("the driver's calls have handles")
+
+    def forget(self) -> None:
+        """It has ended for good."""
 
 
 class Spread:
@@ -220,12 +239,13 @@ class Spread:
         self.outputs: list[Any] = [None] * items
 
 
-class Place(NamedTuple):
+class Place:
     """Which item of a map a task run is for."""
 
-    parent: TaskRun
-    index: int
-    item: Any
+    __slots__ = ("index", "item", "parent")
+
+    def __init__(self, parent: TaskRun, index: int, item: Any) -> None:
+        self.parent, self.index, self.item = parent, index, item
 
 
 class Settled(NamedTuple):
@@ -270,6 +290,7 @@ class Scheduler:
     ) -> None:
         self.tasks: dict[str, TaskState] = {}  #: the tasks that this run has met so far
         self.called: list[TaskState] = []  #: the tasks of submitted calls
+        self._roots: dict[str, TaskState] = {}  #: of those, the first of each name that no task of the flow has
         self._nodes: dict[int, TaskState] = {}  #: the tasks with edges, by their number in the graph
         self.edges = None if graph is None else Edges(graph)
         self.under_way = 0  #: dispatched, and their outcome not reported
@@ -500,7 +521,7 @@ class Scheduler:
 
     def forget(self) -> None:
         """The run has ended: let go of everything, so that nothing refers to it in a circle."""
-        self.tasks, self.called, self._nodes = {}, [], {}
+        self.tasks, self.called, self._nodes, self._roots = {}, [], {}, {}
         self.edges = None
         self._find, self._known = _no_task, tuple
 
@@ -555,21 +576,26 @@ class Scheduler:
         limit = self._max_task_runs
         if limit is not None and self.scheduled >= limit:
             raise TaskRunLimitError(limit, task.name)
-        root = self.tasks.get(task.name) or self._find(task.name) or task
-        self.tasks[task.name] = root  # everything of one name shares its numbers
-        number = root.count = root.count + 1
+        root = self.tasks.get(task.name) or self._roots.get(task.name)
+        if root is None:
+            try:
+                root = self._meet(task.name)
+            except TaskNotFoundError:
+                root = self._roots[task.name] = task
+        number = root.count = root.count + 1  # everything of one name shares its numbers
         run = self._make(task, number, None, path, self.scheduled, scope, None)
         self.scheduled += 1
         task.live += 1
         if scope is not None:
             scope.open += 1
-        run.extra, call.run = call, run
+        run.extra, call.run, call.id = call, run, run.id
         for need in needs:
             if need.settled is None:
                 need.followers.append(call)
                 call.left += 1
-            elif need.settled is not SUCCESS and need.run is not None:
-                call.failed.append(need.run.id)
+            elif need.settled is not SUCCESS:
+                call.failed.append(need.id)
+                call.because = call.because or need
         if call.left:
             self.pending.add(run)
         else:
@@ -822,12 +848,12 @@ class Scheduler:
         """A run that was asked for by name waits for no dependency any more."""
         edges, task = self.edges, run.task
         assert edges is not None, "only a graph has nodes"
+        edges.fired[task.node] = 0  # what led to it is served by this run
         if failed and task.on_dep_failure != "run-anyway":
             self._drop(run, [edges.graph.names[node] for node in failed])
             return
         if run.upstream is None:
             run.upstream = edges.upstream(task.node)
-        edges.fired[task.node] = 0  # what led to it is served by this run
         self._pass(run)
 
     def _pass(self, run: TaskRun) -> None:
@@ -1075,6 +1101,7 @@ class Scheduler:
                     continue
                 if call.settled is not SUCCESS:
                     follower.failed.append(ended.id)
+                    follower.because = follower.because or call
                 follower.left -= 1
                 if follower.left:
                     continue

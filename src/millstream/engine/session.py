@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
+from millstream.context import Context
 from millstream.engine.run import FlowRun
 from millstream.engine.scheduler import Call
 from millstream.errors import FlowError, TaskCancelledError
@@ -22,57 +23,97 @@ from millstream.task import check_wait, current_run
 from millstream.values import Status
 
 if TYPE_CHECKING:
-    from millstream.binding import Binding
     from millstream.engine.lane import Item
     from millstream.engine.run import Planned
+    from millstream.engine.stream import Chunks
 
 R = TypeVar("R")
+
+
+class CallShape(NamedTuple):
+    """What must be known of a callable to submit calls of it; nothing in it refers to the callable."""
+
+    name: str
+    is_async: bool
+    context_at: tuple[int | None, str] | None  #: where it takes the context; see ``Binding``
+    defaults: Mapping[str, Any]  #: parameters that may be left out
+    positional: tuple[str, ...]  #: names of those that are filled by position
 
 
 class Submitted(Call):
     """A submitted call as the driver sees it."""
 
-    __slots__ = ("args", "binding", "fn", "handle", "kwargs", "variables")
+    __slots__ = ("args", "error", "fn", "handle", "kwargs", "shape", "variables")
 
     def __init__(
         self,
         fn: Callable[..., Any],
-        binding: Binding,
+        shape: CallShape,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         handle: TaskHandle[Any],
     ) -> None:
         super().__init__()
-        self.fn, self.binding, self.args, self.kwargs = fn, binding, args, kwargs
+        self.fn: Callable[..., Any] | None = fn
+        self.shape, self.args, self.kwargs = shape, args, kwargs
         self.handle: TaskHandle[Any] | None = handle
-        self.variables: Variables = copy_context()
+        self.error: BaseException | None = None
+        self.variables: Variables | None = copy_context()
 
     @property
-    def withdrawn(self) -> bool:
+    def withdrawn(self) -> bool:  # type: ignore[override]
         """Whether it was cancelled (or has ended)."""
         return self.handle is None
 
-    def leaves_out(self, name: str, arg: Any) -> bool:
-        """Whether a keyword argument is left to its default: the call that was to give it did not succeed."""
-        return isinstance(arg, TaskHandle) and arg.status is not Status.SUCCESS and self.binding.has_default(name)
+    def arguments(self, context: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Return what it is called with: handles replaced by their values, and the context where it is taken."""
+        args, kwargs, names = list(self.args), dict(self.kwargs), self.shape.positional
+        if self.shape.context_at is not None:
+            position, name = self.shape.context_at
+            given = name in kwargs or (position is not None and isinstance(_at(args, position), Context))
+            if not given:
+                if position is None or position > len(args):
+                    kwargs[name] = context
+                else:
+                    args.insert(position, context)
+        # A handle that gave nothing leaves its parameter to the default.
+        args = [_value(arg, self._default(names[n] if n < len(names) else "")) for n, arg in enumerate(args)]
+        for name, arg in kwargs.items():
+            kwargs[name] = _value(arg, self._default(name))
+        return args, kwargs
+
+    def _default(self, name: str) -> Any:
+        return self.shape.defaults.get(name)
 
     def succeed(self, run: FlowRun, output: Any) -> None:
         """The call gave its output. Under the run's monitor, as ``fail``."""
-        self._settle(run, output, None)
+        self._settle(run, output, None, Status.SUCCESS)
 
-    def fail(self, run: FlowRun, error: BaseException) -> None:
+    def fail(self, run: FlowRun, error: BaseException, *, cancelled: bool) -> None:
         """The call has failed, was cancelled, or never starts."""
-        self._settle(run, None, error)
+        status = Status.CANCELLED if cancelled else Status.FAILED
+        if not cancelled and self.run is not None and self.run.status in (Status.SKIPPED, Status.ABANDONED):
+            status = self.run.status
+        self._settle(run, None, error, status)
 
-    def _settle(self, run: FlowRun, output: Any, error: BaseException | None) -> None:
-        handle, self.handle = self.handle, None
-        self.args, self.kwargs = (), {}
+    def _settle(self, run: FlowRun, output: Any, error: BaseException | None, status: Status) -> None:
+        handle, self.handle, self.error = self.handle, None, error
         if handle is None:
             return  # it was cancelled: what comes late is dropped
         if run.blocked.waiting and handle in run.blocked.waiting:
             run.blocked.satisfy(handle, None)
-        handle._settle(output, error)
-        run.monitor.later.append((handle._tell, ()))
+        handle._settle(output, error, status)
+        if handle._asking:  # somebody is about to know
+            run.unasked.pop(handle, None)
+        run.monitor.later.append((handle._tell, (run,)))
+
+    def forget(self) -> None:
+        """It has ended for good: let go of what it was called with, and of its task run."""
+        self.args, self.kwargs, self.fn, self.variables, self.run = (), {}, None, None, None
+
+
+def _at(args: list[Any], position: int) -> Any:
+    return args[position] if position < len(args) else None
 
 
 class TaskHandle(Future[R], Generic[R]):
@@ -90,6 +131,7 @@ class TaskHandle(Future[R], Generic[R]):
         self.id = name
         self._call: Submitted | None = None
         self._ended: Status | None = None
+        self._asking = 0  # how many wait for its outcome
 
     @property
     def status(self) -> Status:
@@ -120,7 +162,7 @@ class TaskHandle(Future[R], Generic[R]):
                 raise error
             finally:
                 del self, error  # no circle between the error and the frame that raises it
-        return self._result  # type: ignore[attr-defined,no-any-return]  # of Future
+        return cast(R, self._result)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the end of the call; return what it raised, or None.
@@ -128,9 +170,13 @@ class TaskHandle(Future[R], Generic[R]):
         Raises:
             TimeoutError, TaskCancelledError, DeadlockError: as ``result``.
         """
-        if not self.wait(timeout):
-            raise TimeoutError(f"Call {self.id} has not ended within {timeout:g} s.")
-        self._asked()
+        self._asking += 1
+        try:
+            if not self.wait(timeout):
+                raise TimeoutError(f"Call {self.id} has not ended within {timeout:g} s.")
+        finally:
+            self._asking -= 1
+        self._run.unasked.pop(self, None)
         if self.cancelled():
             raise TaskCancelledError(self.id)
         return super().exception(0)
@@ -150,10 +196,10 @@ class TaskHandle(Future[R], Generic[R]):
         """Cancel the call: one that waits never starts, one that runs is told. It has ended when this returns.
 
         Returns:
-            False when it had ended before.
+            False when it had ended in another way before.
         """
         if self.done():
-            return False
+            return self.cancelled()
         with self._run.monitor:
             if self._call is not None and not self.done():
                 self._run.cancel_call(self._call)
@@ -163,74 +209,69 @@ class TaskHandle(Future[R], Generic[R]):
         return self._await().__await__()
 
     async def _await(self) -> R:
-        if not self.done():
-            await self._run.wait_for_async(self)
+        self._asking += 1
+        try:
+            if not self.done():
+                await self._run.wait_for_async(self)
+        finally:
+            self._asking -= 1
         return self.result(0)
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.id}: {self.status}>"
 
-    def _output(self) -> R | None:
-        """Return what it gave, None if it did not succeed. It has ended."""
-        return self._result if self._ended is Status.SUCCESS else None  # type: ignore[attr-defined]
+    def _output(self, default: Any) -> Any:
+        """Return what it gave, ``default`` if it did not succeed. It has ended."""
+        return self._result if self._ended is Status.SUCCESS else default
 
     # ---- the engine's side ----------------------------------------------------------------------
 
-    def _settle(self, output: Any, error: BaseException | None) -> None:
+    def _settle(self, output: Any, error: BaseException | None, status: Status) -> None:
         """End the future, without calling anybody. As ``set_result`` does, which would call callbacks at once."""
         from concurrent.futures import _base
 
-        call = self._call
-        cancelled = isinstance(error, TaskCancelledError)
-        with self._condition:  # type: ignore[attr-defined]
+        with self._condition:
+            self._ended = status
             if error is None:
-                self._ended, self._result, self._state = Status.SUCCESS, output, _base.FINISHED
-            elif cancelled:
-                self._ended, self._state = Status.CANCELLED, _base.CANCELLED_AND_NOTIFIED
+                self._result, self._state = output, _base.FINISHED
+            elif status is Status.CANCELLED:
+                self._state = _base.CANCELLED_AND_NOTIFIED
             else:
-                self._ended, self._exception, self._state = Status.FAILED, error, _base.FINISHED
-            if call is not None and call.run is not None and call.run.status in (Status.SKIPPED, Status.ABANDONED):
-                self._ended = call.run.status
-            for waiter in self._waiters:  # type: ignore[attr-defined]
+                self._exception, self._state = error, _base.FINISHED
+            for waiter in self._waiters:
                 if error is None:
                     waiter.add_result(self)
-                elif cancelled:
+                elif status is Status.CANCELLED:
                     waiter.add_cancelled(self)
                 else:
                     waiter.add_exception(self)
-            self._condition.notify_all()  # type: ignore[attr-defined]
+            self._condition.notify_all()
 
-    def _tell(self) -> None:
+    def _tell(self, run: FlowRun) -> None:
         """Call the callbacks; no lock held."""
-        self._invoke_callbacks()  # type: ignore[attr-defined]
-
-    def _asked(self) -> None:
-        """Somebody knows of the failure, if it is one."""
-        self._run.unasked.pop(self, None)
+        run.nudge()
+        try:
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # of Future
+        except BaseException as error:  # SystemExit, say: it would end the worker that is here by chance
+            run.plan.teller.log_failure(run.id, f"{self.id} (a callback)", error)
 
 
 def call_invoke(item: Item, context: Any) -> Any:
     """Call what was submitted: the ``invoke`` of a task of submitted calls."""
     call: Submitted = item.extra
-    if call.withdrawn:
+    fn, variables = call.fn, call.variables
+    if call.withdrawn or fn is None or variables is None:
         raise TaskCancelledError(item.id)
-    args = tuple(map(_value, call.args))
-    kwargs = {name: _value(arg) for name, arg in call.kwargs.items() if not call.leaves_out(name, arg)}
-    if call.binding.context_at is not None:
-        position, name = call.binding.context_at
-        if name not in kwargs:
-            if position is None or position > len(args):
-                kwargs[name] = context
-            else:
-                args = (*args[:position], context, *args[position:])
-    call.variables.run(current_run.set, item)
-    return call.variables.run(call.fn, *args, **kwargs)
+    args, kwargs = call.arguments(context)
+    variables.run(current_run.set, item)
+    return variables.run(fn, *args, **kwargs)
 
 
 def submit_call(
     run: FlowRun,
     planned: Planned,
-    binding: Binding,
+    shape: CallShape,
+    fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     depends_on: Iterable[TaskHandle[Any]],
@@ -244,19 +285,18 @@ def submit_call(
     needs = _calls_in(run, (*args, *kwargs.values()))
     if isinstance(depends_on, Future | str) or not isinstance(depends_on, Iterable):
         raise TypeError(f"depends_on of a submitted call is a list of handles, not {depends_on!r}.")
-    for handle in depends_on:
-        if not isinstance(handle, TaskHandle):
-            raise TypeError(f"depends_on of a submitted call takes handles, not {handle!r}.")
-        needs[_call_of(run, handle)] = None
+    for each in depends_on:
+        if not isinstance(each, TaskHandle):
+            raise TypeError(f"depends_on of a submitted call takes handles, not {each!r}.")
+        needs[_call_of(run, each)] = None
     item: Any = current_run.get()
     parent = item if item is not None and item.run is run else None
-    handle: TaskHandle[Any] = TaskHandle(run, planned.name)
-    call = Submitted(planned.adapted, binding, args, kwargs, handle)
+    handle: TaskHandle[Any] = TaskHandle(run, shape.name)
+    call = Submitted(fn, shape, args, kwargs, handle)
     handle._call = call
     with run.monitor:
         run.submit_call(call, planned, needs, parent, call_invoke)
-        assert call.run is not None, "it was submitted"
-        handle.id = call.run.id
+        handle.id = call.id
     run.work_on(handle)
     return handle
 
@@ -285,14 +325,14 @@ def _call_of(run: FlowRun, handle: TaskHandle[Any]) -> Call:
     return handle._call
 
 
-def _value(arg: Any) -> Any:
-    """Return an argument with handles replaced by their values; None for those that did not succeed."""
+def _value(arg: Any, default: Any) -> Any:
+    """Return an argument with handles replaced by their values, also in a list, tuple or dict."""
     if isinstance(arg, TaskHandle):
-        return arg._output()
-    if type(arg) in (list, tuple) and any(isinstance(part, TaskHandle) for part in arg):
-        return type(arg)(map(_value, arg))
-    if type(arg) is dict and any(isinstance(part, TaskHandle) for part in arg.values()):
-        return {key: _value(part) for key, part in arg.items()}
+        return arg._output(default)
+    if type(arg) in (list, tuple):
+        return type(arg)(part._output(None) if isinstance(part, TaskHandle) else part for part in arg)
+    if type(arg) is dict:
+        return {key: part._output(None) if isinstance(part, TaskHandle) else part for key, part in arg.items()}
     return arg
 
 
@@ -310,7 +350,6 @@ class Session(FlowRun):
         """Open it. ``submitter`` takes the session, the callable, its arguments and what it depends on."""
         self.submitter = submitter
         self.is_session = self.open = True
-        self.fed_from_outside = 1
         self.owner = threading.current_thread()
         self.begin((), timeout)
 
@@ -334,7 +373,47 @@ class Session(FlowRun):
         """
         self.shut()
         self.wait()
-        self.take_result()
+        self._raise_unasked()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end; see ``FlowRun.wait``.
+
+        Raises:
+            FlowError: the session is open, and this is the thread that has opened it.
+        """
+        self._refuse_open("wait for")
+        return super().wait(timeout)
+
+    def stream(self) -> Chunks:
+        """Return an iterator of chunks; see ``FlowRun.stream``.
+
+        Raises:
+            FlowError: the session is open, and this is the thread that has opened it.
+        """
+        self._refuse_open("stream")
+        return super().stream()
+
+    def _refuse_open(self, what: str) -> None:
+        if self.open and threading.current_thread() is self.owner:
+            raise FlowError(
+                f"Session {self.id} ends with its with block, so who has opened it cannot {what} it before: leave the "
+                "block, or wait for single calls."
+            )
+
+    def _raise_unasked(self) -> None:
+        """Raise what ended the session, or the failures that nobody asked for."""
+        error = self.take_error()
+        unasked, self.unasked = list(self.unasked.values()), {}
+        if error is None and len(unasked) == 1:
+            error = unasked[0]
+        elif error is None and unasked:
+            failures = [each for each in unasked if isinstance(each, Exception)]
+            error = ExceptionGroup(f"{len(failures)} calls failed in run {self.id}", failures)
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del self, unasked, error  # no circle between the error and the frame that raises it
 
     def shut(self) -> None:
         """No calls are submitted from outside any more."""
@@ -342,7 +421,7 @@ class Session(FlowRun):
 
     def _shut(self) -> None:
         if self.open:
-            self.open, self.fed_from_outside = False, 0
+            self.open = False
             self._after()
 
     def __enter__(self) -> Self:
@@ -359,7 +438,10 @@ class Session(FlowRun):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.shut() if kind is None else self.cancel()
+        if kind is None:
+            self.shut()
+        else:
+            self.cancel()
         await self.ended()
         if kind is None:
-            self.take_result()
+            self._raise_unasked()

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 from millstream.events import (
     HOOK_METHODS,
@@ -33,6 +33,7 @@ from millstream.events import (
     listened,
     shown,
 )
+from millstream.report import ErrorReport
 
 #: How long the end of a run waits for its hooks, in seconds. A guess: long for a hook, short for a person.
 END = 0.5
@@ -41,12 +42,52 @@ END = 0.5
 MOST = 100_000
 
 
+class Log:
+    """The logger of a flow. Whatever a handler does, no run is harmed.
+
+    Args:
+        logger: a ``logging.Logger``, or a ``LoggerAdapter``, whose own facts are kept.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        adapter = isinstance(logger, logging.LoggerAdapter)
+        self._logger: logging.Logger = logger.logger if adapter else logger
+        self._facts: dict[str, Any] = dict(logger.extra or {}) if adapter else {}
+
+    def hears(self, level: int) -> bool:
+        """Whether anything of that level is wanted."""
+        return self._logger.isEnabledFor(level)
+
+    def __call__(
+        self,
+        level: int,
+        message: str,
+        *args: Any,
+        run_id: str | None = None,
+        task: str | None = None,
+        attempt: int | None = None,
+    ) -> None:
+        """Write one record, which has ``run_id``, ``task`` and ``attempt`` as attributes."""
+        facts = {**self._facts, "run_id": run_id, "task": task, "attempt": attempt}
+        try:
+            self._logger.log(level, message, *args, extra=facts)
+        except Exception:  # a handler's or a filter's own failure: there is nowhere else to tell of it
+            pass
+
+    def event(self, event: Any) -> None:
+        """Tell of an event."""
+        level = LEVELS[type(event)]
+        if self.hears(level):
+            task, attempt = getattr(event, "id", None), getattr(event, "attempt", None)
+            self(level, *_said(event), run_id=event.run_id, task=task, attempt=attempt)
+
+
 class Listener:
     """One hook, its queue and its thread; the thread lives while a run is under way or events wait."""
 
-    def __init__(self, hook: Hook, logger: logging.Logger) -> None:
+    def __init__(self, hook: Hook, log: Log) -> None:
         self.wants = listened(hook) | {RunEndEvent}
-        self._hook, self._logger = hook, logger
+        self._hook, self._log = hook, log
         self._events: deque[Event | Callable[[], object]] = deque()  # appended under some run's monitor
         self._signal = threading.Semaphore(0)
         # Guarded by _lock: everything below.
@@ -110,7 +151,7 @@ class Listener:
             if isinstance(event, FunctionType | MethodType | type):
                 event()
             elif type(event) in self.wants:
-                self._deliver(event)
+                self._deliver(cast(Event, event))
             event = None  # type: ignore[assignment]  # a thread that sleeps keeps no output alive
 
     def _rest(self) -> bool:
@@ -124,7 +165,7 @@ class Listener:
                 return False
             self._sleeps = True
         if dropped:
-            self._logger.warning("%r was too slow: %d events were dropped.", self._hook, dropped)
+            self._log(logging.WARNING, "%s was too slow: %d events were dropped.", shown(self._hook), dropped)
         self._signal.acquire()
         return True
 
@@ -133,25 +174,22 @@ class Listener:
         try:
             getattr(self._hook, method)(event)
         except BaseException as error:  # also SystemExit: it would end the thread, and tell nobody
-            run_id = event.run_id
-            self._logger.error(
-                "%s of a hook failed in run %s", method, run_id, exc_info=error, extra={"run_id": run_id}
-            )
+            text = ErrorReport.of(error).traceback.rstrip()  # made here: its own code may be broken as well
+            said = "%s of a hook failed in run %s\n%s"
+            self._log(logging.ERROR, said, method, event.run_id, text, run_id=event.run_id)
 
 
 class Teller:
     """Everybody who is told of the events of one flow."""
 
-    def __init__(self, hooks: Iterable[Hook], logger: logging.Logger) -> None:
-        self.listeners = [Listener(hook, logger) for hook in hooks]
-        self.logger = logger
+    def __init__(self, hooks: Iterable[Hook], logger: Any) -> None:
+        self.log = Log(logger)
+        self.listeners = [Listener(hook, self.log) for hook in hooks]
         self.wants: frozenset[type] = frozenset().union(*(listener.wants for listener in self.listeners))
 
     def wanted(self) -> frozenset[type]:
         """Return the kinds of events that somebody will read, as things stand."""
-        levels = {LEVELS[kind] for kind in LEVELS}
-        heard = {level for level in levels if self.logger.isEnabledFor(level)}
-        return self.wants | {kind for kind, level in LEVELS.items() if level in heard}
+        return self.wants | {kind for kind, level in LEVELS.items() if self.log.hears(level)}
 
     def tell(self, event: Event, later: deque[Any]) -> None:
         """Hand an event to everybody; what takes time is appended to ``later``. Under a run's monitor."""
@@ -161,15 +199,18 @@ class Teller:
                 listener.put(event)
                 later.append((listener.wake, ()))
         if kind in LEVELS:
-            later.append((log, (self.logger, event)))
+            later.append((self.log.event, (event,)))
 
-    def run_began(self) -> None:
+    def run_began(self) -> Listener | None:
+        """A run begins; return the hook in whose thread it was started, which cannot be waited for."""
+        starter = next((listener for listener in self.listeners if listener.is_here), None)
         for listener in self.listeners:
             listener.run_began()
+        return starter
 
-    def run_ended(self, told: Callable[[], object]) -> None:
-        """Call ``told()`` when every hook has had all events so far. Hooks whose thread this is do not count."""
-        waiting = [listener for listener in self.listeners if not listener.is_here]
+    def run_ended(self, told: Callable[[], object], starter: Listener | None) -> None:
+        """Call ``told()`` when every hook but ``starter`` has had all events so far."""
+        waiting = [listener for listener in self.listeners if listener is not starter]
         left = len(waiting)
         lock = threading.Lock()
 
@@ -186,6 +227,11 @@ class Teller:
         if not waiting:
             told()
 
+    def log_failure(self, run_id: str, task: str | None, error: BaseException) -> None:
+        """Log a failure that goes nowhere else."""
+        text = ErrorReport.of(error).traceback.rstrip()
+        self.log(logging.ERROR, "Task %s failed in run %s\n%s", task, run_id, text, run_id=run_id, task=task)
+
 
 #: At which level the log tells of what.
 LEVELS: dict[type, int] = {
@@ -198,18 +244,6 @@ LEVELS: dict[type, int] = {
     TaskFailureEvent: logging.WARNING,
     TaskCoalescedEvent: logging.WARNING,
 }
-
-
-def log(logger: logging.Logger, event: Any) -> None:
-    """Write one record, with ``run_id``, ``task`` and ``attempt`` as its attributes."""
-    level = LEVELS[type(event)]
-    if not logger.isEnabledFor(level):
-        return
-    facts = {"run_id": event.run_id, "task": getattr(event, "id", None), "attempt": getattr(event, "attempt", None)}
-    try:
-        logger.log(level, *_said(event), extra=facts)
-    except Exception:  # a handler that raises, or a value that cannot be shown
-        logger.log(level, "%s in run %s cannot be shown", type(event).__name__, event.run_id, extra=facts)
 
 
 def _said(event: Any) -> tuple[Any, ...]:

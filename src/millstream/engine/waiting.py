@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import MISSING
-from millstream.engine.waits import Blocked, Idle, call_in
+from millstream.engine.waits import Blocked, Idle, blocks_loop, call_in
 from millstream.errors import BlockingGetError, DeadlockError
 from millstream.executors.base import Worker, Workers, here
 from millstream.task import current_run
@@ -43,7 +43,7 @@ class Waiting:
     idle_waiters: list[Idle]
     nested: set[Any]
     open: bool
-    fed_from_outside: int
+    owner_waits: int
     owner: threading.Thread | None
     _driven: list[Workers]
     _lanes: dict[tuple[int, bool], Lane]
@@ -106,7 +106,7 @@ class Waiting:
             BlockingGetError: waiting would block an event loop; await the handle.
         """
         item: Any = current_run.get()
-        if item is not None and item.handle is not None and item.run.on_loop(item):
+        if item is not None and item.handle is not None and blocks_loop():
             raise BlockingGetError(handle.id, of_call=True)
         worker = here.worker
         if item is not None and worker is not None and worker.item is item and item.run.blocked is self.blocked:
@@ -126,9 +126,8 @@ class Waiting:
         item: Any = current_run.get()
         if item is not None and item.run.blocked is self.blocked:
             await self.blocked.await_(handle, MISSING, None, False)
-        else:
-            with self._owner_waits():
-                await self.sleep_async(partial(_when_done, handle))
+        else:  # other coroutines of this loop go on, so the run may still be fed
+            await self.sleep_async(partial(_when_done, handle))
 
     def work_on(self, handle: Any) -> None:
         """Where the run is worked on in this very thread, a call that was submitted is called now."""
@@ -143,13 +142,13 @@ class Waiting:
             yield
             return
         with self.monitor:
-            fed, self.fed_from_outside = self.fed_from_outside, 0
+            self.owner_waits += 1
             self.blocked.check()
         try:
             yield
         finally:
             with self.monitor:
-                self.fed_from_outside = fed if self.open else 0
+                self.owner_waits -= 1
 
     def _place(self, own: bool = False) -> tuple[Worker | None, Any]:
         """Return the worker whose thread this is and its task run, if the call comes from a task."""

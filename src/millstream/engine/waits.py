@@ -25,6 +25,7 @@ from millstream.context import MISSING, Context
 from millstream.errors import BlockingGetError, ContextKeyError, DeadlockError, FlowError, TaskCancelledError
 from millstream.executors.base import Worker, here
 from millstream.task import current_run
+from millstream.values import Status
 
 if TYPE_CHECKING:
     import asyncio
@@ -138,8 +139,9 @@ class Blocked:
             else:
                 self.waiting.setdefault(waiter.key, []).append(waiter)
                 ours = item is not None and item.run in self.runs
-                # A thread or coroutine that the task made itself does not stop the task.
-                if ours and worker is not None and not waiter.external:
+                # A thread or coroutine that the task made itself does not stop the task; and what a
+                # callback or a late piece of code does is not the task's any more.
+                if ours and item.status is Status.RUNNING and worker is not None and not waiter.external:
                     waiter.counted = True
                     self.count += 1
                 if worker is not None and ours:
@@ -286,9 +288,14 @@ class _GetTimeoutError(FlowError):
 
 def refuse_to_block_loop(key: str) -> None:
     """Raise when this thread runs an event loop, which a blocking get would stop."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None:
+    if blocks_loop():
         raise BlockingGetError(key)
+
+
+def blocks_loop() -> bool:
+    """Whether this thread runs an event loop, which waiting would stop."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def call_in(loop: Any, call: Any, *args: Any) -> None:

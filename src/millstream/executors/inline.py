@@ -71,15 +71,17 @@ class InlinePlace(Places):
         self.sleepers = 0  # a helper that is not needed any more ends
         self.driven = driven
         self.driver = Driver(self) if driven else None
-        self._driving = threading.Lock()
+        # Guarded by _turn: _driving, whether some thread drives.
+        self._turn = threading.Condition()
+        self._driving = False
 
     def driven_here(self) -> bool:
         return self.driver is not None and here.worker is self.driver
 
     def drive(self, until: Callable[[], bool], pause: Callable[[], AbstractContextManager[object]]) -> None:
         driver = self.driver
-        if driver is None or not self._driving.acquire(False):
-            return  # helpers, or another thread, do it
+        if driver is None or not self._take_turn(until, pause):
+            return
         before, here.worker = here.worker, driver
         driver.until, driver.pause = until, pause
         try:
@@ -97,11 +99,28 @@ class InlinePlace(Places):
         finally:
             here.worker = before
             driver.until, driver.pause = bool, nullcontext
-            self._driving.release()
+            with self._turn:
+                self._driving = False
+                self._turn.notify_all()
+
+    def _take_turn(self, until: Callable[[], bool], pause: Callable[[], AbstractContextManager[object]]) -> bool:
+        """Wait while another thread drives; return whether this one is to drive: False when ``until()`` is true."""
+        with self._turn:
+            if not self._driving:
+                self._driving = True
+                return True
+        with pause(), self._turn:
+            self._turn.wait_for(lambda: not self._driving or until())
+            if until():
+                return False
+            self._driving = True
+        return True
 
     def nudge(self) -> None:
         if self.driver is not None:
             self.driver.wake.release()
+            with self._turn:
+                self._turn.notify_all()
 
     def _grant(self) -> list[tuple[ThreadWorker | None, Lane | None]]:
         """Who takes a lane is decided in the locked step: the driver may come back before it is sent."""

@@ -15,7 +15,8 @@ from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor
 from millstream.executors.inline import InlineExecutor
 from millstream.executors.pool import PoolExecutor
-from millstream.executors.thread import ThreadExecutor, check_count
+from millstream.executors.thread import ThreadExecutor
+from millstream.task import check_count
 
 AnyExecutor = str | Executor | concurrent.futures.Executor | None
 
