@@ -428,8 +428,9 @@ class Model:
 
     # events
 
-    def ask(self, requests: list[NextTask]) -> None:
+    def ask(self, requests: list[NextTask], asker: str = "") -> None:
         self.met |= self.shape.all_after([request.id for request in requests])
+        made = []
         for request in requests:
             name = request.id
             if not request.spawn_another and self.runs_of(name):
@@ -437,13 +438,18 @@ class Model:
                 continue
             self.counts[name] = max(self.counts[name] + request.spawn_another, 1)
             id = f"{name}#{self.counts[name]}" if request.spawn_another and self.counts[name] > 1 else name
-            self.live[id] = Run(id, name)
+            made.append(Run(id, name))
+            self.live[id] = made[-1]
+        for run in made:
+            before = self.shape.before(run.name)
+            if not any(asker in {each, *self.ways[each]} or self.active(each) for each in before):
+                self.start(run)  # there is nothing to wait for
 
     def succeed(self, id: str, output: Any, requests: list[NextTask] | None, *, follow: bool) -> None:
         name = self.live.pop(id).name
         self.ended[name] += 1
         self.outputs[name] = output
-        self.ask(requests or [])
+        self.ask(requests or [], asker=name)
         if follow:
             self.led.update(self.shape.after(name))
 
@@ -478,7 +484,6 @@ class Model:
 
     def release(self, run: Run) -> None:
         """A task run that was asked for by name has waited for everything before it."""
-        self.led.discard(run.name)
         if self.failed[run.name] and self.shape.policy(run.name) != "run-anyway":
             self.drop(run.name, run.id)
             self.fail(run.id)
@@ -487,6 +492,7 @@ class Model:
 
     def start(self, run: Run) -> None:
         run.waits = False
+        self.led.discard(run.name)
         needs = self.shape.needs[run.name]
         if self.met.intersection(needs):
             run.upstream = {need: self.outputs[need] for need in needs if need in self.outputs}

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from hypothesis import given, settings
 from millstream import AsyncioExecutor, Flow, NextTask, Rate, TaskOutput, ThreadExecutor, current_task
 
 #: A run that takes longer than this, in seconds, hangs.
-WATCHDOG = 2.0
+WATCHDOG = 10.0
 #: What tasks give and send: much that is easily taken for nothing, or for something else.
 VALUES = [None, 0, "", False, (), [], {}, (1, 2), ("t1", 5), ["t2"], {"t3": 4}, "word", 7]
 NOTHING = object()
@@ -185,12 +186,18 @@ def _draw_form(draw: Any, graph: Graph, node: Node, flag: Any) -> None:
 def _draw_asks(draw: Any, graph: Graph, node: Node) -> None:
     """Whom it chooses or asks for."""
     if node.form in (*CHOICES, *REQUESTS) and node.form != "none":
-        may = node.routes or [
-            # It cannot have run yet: it waits for this very task, and nobody else may choose it.
-            other
-            for other in sorted(graph.after([node.number]) - {node.number})
-            if not graph.routers(other) and graph.nodes[other].over is None
-        ]
+        alone = [route for route in node.routes if graph.routers(route) == [node.number]]
+        # What a generator yields is asked for at once, however many others may choose the same later.
+        may = (
+            (alone if node.form == "generator" else node.routes)
+            if node.routes
+            else [
+                # It cannot have run yet: it waits for this very task, and nobody else may choose it.
+                other
+                for other in sorted(graph.after([node.number]) - {node.number})
+                if not graph.routers(other) and graph.nodes[other].over is None
+            ]
+        )
         for other in draw(st.lists(st.sampled_from(may), max_size=3, unique=True)) if may else []:
             node.asks.append(_draw_ask(draw, graph, node, other))
         if node.form in ("name", "one"):
@@ -622,6 +629,8 @@ def check_order(graph: Graph, fates: dict[int, Fate], seen: Seen) -> None:
         for before in graph.before(number) & fates.keys():
             if graph.nodes[before].is_map and not fates[before].ran:
                 continue  # it has failed with its first item, while others go on
+            if graph.nodes[before].form == "generator" and number in graph.nodes[before].routes:
+                continue  # what it chooses starts while it goes on
             here, there = graph.nodes[number].name, graph.nodes[before].name
             if here in starts and there in ends:
                 assert ends[there] < starts[here], f"{here} started before {there} ended"
@@ -651,5 +660,216 @@ def test_any_graph_ends_as_the_reference_says(kind, executor):
                 run = flow.start(**arguments(graph))
                 assert run.wait(WATCHDOG)
                 check_run(graph, world, run)
+
+    check()
+
+
+def test_any_graph_ends_with_its_first_failure(kind, executor):
+    """Under on_error="raise" nothing else differs, except that nothing starts after the first failure."""
+
+    @settings(checked, max_examples=60)
+    @given(graphs())
+    def check(graph):
+        world = World(graph)
+        with flow_of(graph, world, executor, on_error="raise", asyncs=kind == "asyncio") as flow:
+            run = flow.start(**arguments(graph))
+            assert run.wait(WATCHDOG)
+            if any(fate.own for fate in predict(graph).values()):
+                check_failed_run(graph, world, run, alone=kind == "inline")
+            else:
+                check_run(graph, world, run)
+
+    check()
+
+
+def check_failed_run(graph: Graph, world: World, run: Any, *, alone: bool) -> None:
+    """What had begun before the first failure is as predicted, and nothing else began."""
+    fates = predict(graph)
+    named = {graph.nodes[number].name: fate for number, fate in fates.items()}
+    with pytest.raises((Boom, ExceptionGroup)) as caught:
+        run.result()
+    errors = caught.value.exceptions if isinstance(caught.value, ExceptionGroup) else [caught.value]
+    assert len(errors) > 1 or not isinstance(caught.value, ExceptionGroup)
+    assert not alone or len(errors) == 1
+    report = run.report()
+    assert run.status == report.status == "FAILED"
+    assert report.tasks.keys() == named.keys()
+    assert {name for name, row in report.tasks.items() if row.status == "FAILED"} == {e.args[0] for e in errors}
+    for name, row in report.tasks.items():
+        fate = named[name]
+        assert row.status in ("SUCCESS", "FAILED", "SKIPPED", "CANCELLED"), f"{name} is {row.status}"
+        assert row.status != "SUCCESS" or (fate.ran and repr(row.result) == repr(fate.output)), name
+        assert row.status != "FAILED" or fate.own, name
+        assert row.status != "SKIPPED" or (fate.status == "SKIPPED" and not fate.breaks), name
+    seen = world.runs[run.id]
+    for name, payloads in seen.payloads.items():
+        node, fate = graph.nodes[int(name[1:])], named[name]
+        assert all(upstream == fate.upstream for upstream in seen.upstreams[name])
+        if not node.is_map:
+            assert len(payloads) <= fate.runs
+            assert set(payloads) <= {repr(each) for may in fate.payloads for each in may}
+    check_order(graph, fates, seen)
+    check_limits(graph, world, run.id)
+
+
+def test_any_graph_streams_what_it_did(kind, executor):
+    """A stream gives one chunk for each task run that succeeded, after those of everything that led to it."""
+
+    @settings(checked, max_examples=30)
+    @given(graphs())
+    def check(graph):
+        fates = predict(graph)
+        with flow_of(graph, World(graph), executor, asyncs=kind == "asyncio") as flow:
+            chunks = list(flow.stream(**arguments(graph)))
+        names = [chunk.task_id.partition("#")[0] for chunk in chunks]
+        assert Counter(names) == Counter(
+            {graph.nodes[number].name: fate.runs for number, fate in fates.items() if fate.ran}
+        )
+        for number in fates:
+            for before in graph.before(number) & fates.keys():
+                node, other = graph.nodes[number], graph.nodes[before]
+                started_early = other.form == "generator" and number in other.routes
+                if node.name in names and other.name in names and not started_early:
+                    last = len(names) - 1 - names[::-1].index(other.name)
+                    assert last < names.index(node.name), f"{node.name} came before {other.name}"
+
+    check()
+
+
+def test_any_graph_runs_several_times_at_once():
+    """Runs of one flow at the same time, from several threads, do not disturb each other; they share its limits."""
+
+    @settings(checked, max_examples=15)
+    @given(graphs())
+    def check(graph):
+        world = World(graph)
+        together = threading.Barrier(4)
+
+        def start() -> Any:
+            together.wait(WATCHDOG)
+            run = flow.start(**arguments(graph))
+            assert run.wait(WATCHDOG)
+            return run
+
+        with flow_of(graph, world, executor) as flow, ThreadPoolExecutor(4) as callers:
+            for future in [callers.submit(start) for _ in range(4)]:
+                check_run(graph, world, future.result(WATCHDOG))
+
+    with ThreadExecutor(3) as executor:
+        check()
+
+
+def test_a_rate_is_never_exceeded(kind, executor):
+    """In no window of its length do more attempts begin than a rate allows, whatever else happens."""
+
+    @settings(checked, max_examples=5)
+    @given(graphs(rated=True))
+    def check(graph):
+        world = World(graph)
+        with flow_of(graph, world, executor, asyncs=kind == "asyncio") as flow:
+            run = flow.start(**arguments(graph), trace=True)
+            assert run.wait(WATCHDOG)
+            check_run(graph, world, run)
+        rated = {node.name for node in graph.nodes if "api" in node.uses}
+        began = sorted(attempt.started_at for attempt in run.report().trace if attempt.task in rated)
+        # The trace has the instants by which the rate was kept, rounded to what a time of day can tell.
+        assert all(later - earlier > 0.02 - 1e-5 for earlier, later in zip(began, began[2:], strict=False))
+
+    check()
+
+
+@pytest.mark.parametrize("kind", ["inline", "thread-1", "thread, one at a time"])
+def test_the_order_on_one_worker(kind):
+    """What is ready starts by priority; then in the order in which it became ready, and in that of registration."""
+
+    @settings(checked, max_examples=60)
+    @given(graphs())
+    def check(graph):
+        for node in graph.nodes:
+            copy = Node(node.number, node.needs, value=1, priority=node.priority)
+            graph.nodes[node.number] = copy
+        graph.starts = graph.targets = graph.inputs = None
+        graph.max_parallel = 1 if kind.endswith("one at a time") else None
+        if len(graph.roots()) == len(graph.nodes):
+            graph.starts = graph.registered  # without edges, the starts must be named
+        world = World(graph)
+        with flow_of(graph, world, executor) as flow:
+            run = flow.start(**arguments(graph))
+            assert run.wait(WATCHDOG)
+        assert [name for step, name, _ in world.runs[run.id].steps if step == "begun"] == order_of(graph)
+
+    if kind == "inline":
+        executor: Any = kind
+        check()
+    else:
+        with ThreadExecutor(1 if kind == "thread-1" else 3) as executor:
+            check()
+
+
+def order_of(graph: Graph) -> list[str]:
+    """Walk over a graph of plain tasks as one worker does that takes the oldest of the highest priority."""
+    ready = [number for number in graph.registered if not graph.nodes[number].needs]
+    done: list[int] = []
+    while ready:
+        number = max(ready, key=lambda each: graph.nodes[each].priority)  # the first of them
+        ready.remove(number)
+        done.append(number)
+        for other in graph.registered:
+            needs = graph.nodes[other].needs
+            if number in needs and set(needs) <= set(done):
+                ready.append(other)
+    return [graph.nodes[number].name for number in done]
+
+
+@st.composite
+def loops(draw: Any) -> tuple[list[list[int]], int]:
+    """Draw the body of a loop, as what each of its tasks depends on, and how often it goes round."""
+    count = draw(st.integers(1, 5))
+    body: list[list[int]] = [[]]
+    for number in range(1, count):
+        body.append(draw(st.lists(st.integers(0, number - 1), min_size=1, max_size=3, unique=True)))
+    return body, draw(st.integers(1, 4))
+
+
+def test_any_loop_goes_round_as_often_as_its_router_says(kind, executor):
+    """Each turn runs every task of the body once, with the outputs of that very turn, and the loop ends in its exit."""
+
+    @settings(checked, max_examples=25)
+    @given(loops())
+    def check(drawn):
+        body, turns = drawn
+        seen: list[tuple[str, int, list[int]]] = []  # appending is atomic
+
+        def member(name: str) -> Any:
+            def call(upstream, payload):
+                turn = payload if name == "t0" else max(upstream.values())
+                seen.append((name, turn, sorted(upstream.values())))
+                return turn
+
+            async def call_async(upstream, payload):
+                await asyncio.sleep(0)
+                return call(upstream, payload)
+
+            return call_async if kind == "asyncio" else call
+
+        def choose(upstream):
+            turn = max(upstream.values())
+            seen.append(("choose", turn, sorted(upstream.values())))
+            return {"t0": turn + 1} if turn < turns else {"exit": ("left", turn)}
+
+        with Flow(executor, entry="t0") as flow:
+            sinks = {number for number in range(len(body)) if not any(number in needs for needs in body)}
+            flow.add_task("choose", choose, routes=["t0", "exit"], depends_on=[f"t{sink}" for sink in sorted(sinks)])
+            flow.add_task("exit", lambda payload: payload)
+            for number, needs in enumerate(body):
+                flow.add_task(f"t{number}", member(f"t{number}"), depends_on=[f"t{need}" for need in needs])
+            run = flow.start(inputs={"payload": 1}, timeout=WATCHDOG)
+            assert run.result(WATCHDOG) == {"exit": ("left", turns)}
+        needs_of = {f"t{number}": needs for number, needs in enumerate(body)} | {"choose": list(sinks)}
+        assert sorted(seen) == sorted(
+            (name, turn, [turn] * len(needs)) for name, needs in needs_of.items() for turn in range(1, turns + 1)
+        )
+        rows = {name: (str(row.status), row.runs) for name, row in run.report().tasks.items()}
+        assert rows == dict.fromkeys(needs_of, ("SUCCESS", turns)) | {"exit": ("SUCCESS", 1)}
 
     check()

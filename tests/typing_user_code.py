@@ -134,21 +134,21 @@ def clean(item: dict[str, Any], index: int) -> int:
 assert_type(fetch("x", depth=2), bytes)
 assert_type(decide(b"x", 2), dict[str, bytes])
 assert_type(clean({}, 1), int)
-fetch("x", 2)  # type: ignore[misc]
+fetch("x", 2)  # type: ignore[call-arg]
 decide(bare=2)  # type: ignore[call-arg]
 clean("x", 1)  # type: ignore[arg-type]
-flow.task(on_dep_failure="ignore")  # type: ignore[arg-type]
-flow.task(backoff="quadratic")  # type: ignore[arg-type]
+flow.task(on_dep_failure="ignore")  # type: ignore[call-overload]
+flow.task(backoff="quadratic")  # type: ignore[call-overload]
 flow.task(depends_on="fetch", retries=2)
 flow.task(depends_on=[5])  # type: ignore[list-item]
 flow.task(routes=[None])  # type: ignore[list-item]
-flow.task(retries="2")  # type: ignore[arg-type]
-flow.task(retry=3)  # type: ignore[arg-type]
-flow.task(retry_on=[OSError])  # type: ignore[arg-type]
-flow.task(retry_on=OSError())  # type: ignore[arg-type]
-flow.task(for_each=["a"])  # type: ignore[arg-type]
-flow.task(priority=0.5)  # type: ignore[arg-type]
-flow.task(max_parallel="2")  # type: ignore[arg-type]
+flow.task(retries="2")  # type: ignore[call-overload]
+flow.task(retry=3)  # type: ignore[call-overload]
+flow.task(retry_on=[OSError])  # type: ignore[call-overload]
+flow.task(retry_on=OSError())  # type: ignore[call-overload]
+flow.task(for_each=["a"])  # type: ignore[call-overload]
+flow.task(priority=0.5)  # type: ignore[call-overload]
+flow.task(max_parallel="2")  # type: ignore[call-overload]
 flow.task(uses=[5])  # type: ignore[list-item]
 flow.task(timeout_s=5)  # type: ignore[call-overload]
 flow.task(deps=["a"])  # type: ignore[call-overload]
@@ -185,6 +185,12 @@ def root(n: float, *, digits: int = 2) -> str:
     return f"{n**0.5:.{digits}f}"
 
 
+@task(name="cube", retries=1)
+def cube(n: int) -> int:
+    """One with a name by keyword."""
+    return n**3
+
+
 @task("report", depends_on=[square, "root"], retries=2, on_dep_failure="skip", executor="thread")
 def report(square: int, *, root: str = "") -> list[str]:
     """One with the options of graphs and policies."""
@@ -211,10 +217,12 @@ def sends(n: int) -> TaskOutput[int]:
 
 assert_type(square(5), int)
 assert_type(root(5.0, digits=3), str)
+assert_type(cube(5), int)
 assert_type(report(2, root="a"), list[str])
-task(name="cube")  # type: ignore[call-overload]
-task("cube", on_dep_failure="ignore")  # type: ignore[arg-type]
-task(backoff="quadratic")  # type: ignore[arg-type]
+assert_type(numbers(3), Iterator[int])
+assert_type(sends(3), TaskOutput[int])
+task("cube", on_dep_failure="ignore")  # type: ignore[call-overload]
+task(backoff="quadratic")  # type: ignore[call-overload]
 task(retries=2, max_attempt=3)  # type: ignore[call-overload]
 task(5)  # type: ignore[call-overload]
 report("2")  # type: ignore[arg-type]
@@ -292,7 +300,7 @@ assert_type(retry.on, tuple[type[BaseException], ...])
 assert_type(retry.again(OSError(), 1), bool)
 Retry("5")  # type: ignore[arg-type]
 Retry(5, "quadratic")  # type: ignore[arg-type]
-Retry(5, "linear", 0.5)  # type: ignore[misc]
+Retry(5, "linear", 0.5)  # type: ignore[call-arg]
 Retry(on=[OSError])  # type: ignore[arg-type]
 Retry(tries=5)  # type: ignore[call-arg]
 rate = Rate(10, per=0.5)
@@ -307,7 +315,7 @@ Rate()  # type: ignore[call-arg]
 
 async def fetch_all(urls: list[str]) -> dict[str, bytes]:
     """A coroutine function that is no task."""
-    return {url: b"" for url in urls}
+    return dict.fromkeys(urls, b"")
 
 
 assert_type(square.submit(5), TaskHandle[int])
@@ -340,8 +348,8 @@ first.status = Status.SUCCESS  # type: ignore[misc]
 text: str = first.result()  # type: ignore[assignment]
 square.submit(5, depends_on=["first"])  # type: ignore[list-item]
 square.submit(5, depends_on=first)  # type: ignore[arg-type]
-square.submit(5, call_key=5)  # type: ignore[call-overload]
-flow.submit("square", 5)  # type: ignore[arg-type]
+square.submit(5, call_key=5)  # type: ignore[arg-type]
+flow.submit("square", 5)  # type: ignore[call-overload]
 
 
 async def handles() -> None:
@@ -364,7 +372,7 @@ with flow.session("orders-7", context={"a": 1}, deps=Deps("x"), metadata={"b": 1
     assert_type(session.submit(download, "x"), TaskHandle[bytes])
     as_run: FlowRun = session
 flow.session(5)  # type: ignore[arg-type]
-flow.session("orders-7", {"a": 1})  # type: ignore[misc]
+flow.session("orders-7", {"a": 1})  # type: ignore[call-arg]
 flow.session(targets=["a"])  # type: ignore[call-arg]
 
 

@@ -40,6 +40,7 @@ Filler = Callable[[Any, Any], Any]  # (task run, context) -> the value of one pa
 
 
 EMPTY = inspect.Parameter.empty
+UNTOLD = object()  # the annotation of a parameter that we can only guess
 POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -139,7 +140,7 @@ def _kind_in_flow(name: str, kind: str, needs: Sequence[str], mapped: bool) -> s
 
 def _context_at(parameters: Sequence[Parameter], kinds: Mapping[str, str]) -> tuple[int | None, str] | None:
     for position, parameter in enumerate(parameters):
-        if kinds[parameter.name] == "context":
+        if kinds[parameter.name] == "context" and parameter.annotation is not UNTOLD:
             keyword_only = parameter.kind is KEYWORD_ONLY
             return (None if keyword_only else position), parameter.name
     return None
@@ -162,7 +163,7 @@ def _parameters(fn: Callable[..., Any]) -> list[Parameter]:
         return [Parameter(p.name, p.kind, p.default, p.annotation) for p in _signature(fn).parameters.values()]
     except (TypeError, ValueError):
         # Some builtins tell no signature: then it is the context or nothing.
-        return [Parameter("ctx", POSITIONAL_ONLY, EMPTY, EMPTY)]
+        return [Parameter("ctx", POSITIONAL_ONLY, EMPTY, UNTOLD)]
 
 
 def _plain_code(fn: Any) -> types.CodeType | None:
@@ -331,22 +332,24 @@ def _filler(parameter: Parameter, kind: str, single: str | None) -> Filler:
 def _upstream(name: str, run: Any, ctx: Any) -> Any:
     if run.inputs is not None and name in run.inputs:
         return run.inputs[name]
-    return {} if run.upstream is None else run.upstream
+    if run.upstream is not None:
+        return run.upstream
+    return {} if run.needs is None else run.needs
 
 
 def _dependency(name: str, default: Any, run: Any, ctx: Any) -> Any:
     if run.inputs is not None and name in run.inputs:
         return run.inputs[name]
-    return run.upstream.get(name, default) if type(run.upstream) is dict else default
+    return default if run.needs is None else run.needs.get(name, default)
 
 
 def _payload(default: Any, single: str | None, run: Any, ctx: Any) -> Any:
     if run.inputs is not None and "payload" in run.inputs:
         return run.inputs["payload"]
     if run.upstream is not None:
-        if single is None or type(run.upstream) is not dict:
-            return run.upstream
-        return run.upstream.get(single, None if default is EMPTY else default)
+        return run.upstream
+    if run.needs is not None:
+        return run.needs if single is None else run.needs.get(single, None if default is EMPTY else default)
     if run.inputs is not None:
         return dict(run.inputs)
     return None if default is EMPTY else default
@@ -474,6 +477,6 @@ def expansion(task: str, over: str, is_async: bool) -> Invoke:
 def _over_dependency(task: str, name: str, run: Any) -> Any:
     if run.inputs is not None and name in run.inputs:
         return run.inputs[name]
-    if type(run.upstream) is dict and name in run.upstream:
-        return run.upstream[name]
+    if run.needs is not None and name in run.needs:
+        return run.needs[name]
     raise BindingError(task, "for_each", problem=f"{name} has no output in this run.")

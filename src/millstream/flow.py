@@ -236,6 +236,7 @@ class Flow:
         self._clock = Clock()
         self._limits = Limits(self._limits_given, self._clock)
         self._teller = Teller(self._hooks, self._logger)
+        self._opening = threading.Lock()  # one thread at a time opens the session of a ``with`` block
         # Guarded by _lock: everything below.
         self._lock = threading.Lock()
         self._registry = Registry(self._name)
@@ -355,7 +356,8 @@ class Flow:
         from millstream.config.edges import edges_of
 
         for each in edges:
-            self._connect(edges_of(each))
+            pair = isinstance(each, tuple) and len(each) == 2 and all(isinstance(name, str) for name in each)
+            self._connect(edges_of([each] if pair else each))
 
     def _connect(self, edges: Iterable[Edge]) -> None:
         edges = list(edges)
@@ -378,11 +380,10 @@ class Flow:
         """
         with self._lock:
             registry = self._registry
-            found = registry.problems() if registry.tasks else [FlowError(self._no_tasks())]
-            if not found:
-                found = registry.unfilled()
+            found = [*registry.problems(), *registry.unfilled()] if registry.tasks else [FlowError(self._no_tasks())]
         if found:
-            raise ExceptionGroup(f"Flow {self._name} has {len(found)} problems", found)
+            problems = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+            raise ExceptionGroup(f"Flow {self._name} has {problems}", found)
 
     def _no_tasks(self) -> str:
         return f"Flow {self._name} has no tasks: register one with @flow.task."
@@ -666,13 +667,10 @@ class Flow:
             session = self._session
             opens = session is None and bool(self._entered)
         if opens:
-            session = self._open_session({}, keep=False)  # nobody will ask for the outputs of all calls
-            with self._lock:
+            with self._opening:
                 if self._session is None:
-                    self._session = session
-                else:
-                    session.shut()
-                    session = self._session
+                    self._session = self._open_session({}, keep=False)  # nobody will ask for all the outputs
+                session = self._session
         if session is None:
             raise FlowError(
                 f"Calls of {self._name} are submitted inside 'with flow:', 'with flow.session() as session:' or a task."
@@ -1055,7 +1053,9 @@ class Flow:
         if start is None:
             start = self._entry
         if start is None and graph is not None:
-            return [graph.names[root] for root in graph.roots] or self._no_start(registry)
+            roots = [graph.names[root] for root in graph.roots]
+            if roots:
+                return roots
         if start is None:
             return list(registry.tasks) if len(registry.tasks) == 1 else self._no_start(registry)
         if isinstance(start, bytes) or not isinstance(start, str | Iterable):

@@ -29,6 +29,7 @@ class Graph:
     __slots__ = (
         "_has_circles",
         "_rooted",
+        "declared",
         "followers",
         "loops",
         "names",
@@ -45,6 +46,7 @@ class Graph:
         self.number = {name: number for number, name in enumerate(self.names)}
         number = self.number
         self.needs: Numbers = [[number[name] for name in needs] for needs in dependencies.values()]
+        self.declared = self.needs  #: the same, also of edges that ``rooted`` takes out: outputs come along them
         self.routes: Numbers = [[number[name] for name in routes.get(task, ())] for task in self.names]
         self.followers: Numbers = reverse(self.needs)
         self.routers: Numbers = reverse(self.routes)
@@ -77,7 +79,7 @@ class Graph:
     def part(self, tasks: set[int]) -> Graph:
         """Return the graph with the edges among ``tasks`` alone; the numbers stay."""
         part = self._copy()
-        for side in ("needs", "followers", "routes", "routers"):
+        for side in ("needs", "followers", "routes", "routers", "declared"):
             edges = getattr(self, side)
             setattr(part, side, [[b for b in edges[a] if b in tasks] if a in tasks else [] for a in range(len(edges))])
         part.roots = [task for task in sorted(tasks) if not part.needs[task] and not part.routers[task]]

@@ -204,7 +204,7 @@ class Edges:
 
     def upstream(self, task: int) -> dict[str, Any] | None:
         """Return the outputs of the dependencies that ran, by name; None when none is part of this run."""
-        needs = self.graph.needs[task]
+        needs = self.graph.declared[task]
         if not any(self.met[need] for need in needs):
             return None
         names, ran, outputs = self.graph.names, self.ran, self.outputs

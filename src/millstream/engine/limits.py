@@ -4,7 +4,7 @@ A task run asks before a worker is taken for it, with all the limits that it use
 them until its attempt is over. Who has to wait is served by priority, then in the order of asking;
 nobody overtakes for a limit that somebody before it waits for. A ``Rate`` is kept by when attempts
 really begin: a start that was granted counts from then on, and frees its place ``per`` seconds after
-its attempt began. May import: clock, policies, and the scheduler's values for their types.
+its attempt began. May import: clock, policies, values.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from millstream.policies import Rate
+from millstream.values import Status
 
 if TYPE_CHECKING:
     from millstream.engine.clock import Clock, Timer
@@ -118,6 +119,10 @@ class Limits:
             waits = bool(self._waiting)
         if waits:
             self._serve()
+            with self._lock:
+                heads = [queue[0][2] for queue in self._waiting.values()]
+            for run in heads:
+                run.run.monitor.post(run.run.look)
 
     def may_move(self, run: Any, runs: Iterable[Any]) -> bool:
         """Whether a task run that is to have its limits may get them although nothing in ``runs`` moves.
@@ -131,8 +136,11 @@ class Limits:
                 return True
             for name in run.task.uses:
                 limit = self._limits[name]
-                if isinstance(limit, Starts) or any(holder.run not in inside for holder in limit.holders):
+                if isinstance(limit, Starts):
                     return True
+                for holder in limit.holders:
+                    if holder.run not in inside or holder.status not in (Status.PENDING, Status.RUNNING):
+                        return True  # of another run; or over, and about to give it back
             return any(
                 entry[2].run not in inside and entry[2] in self._asking
                 for uses, queue in self._waiting.items()

@@ -418,7 +418,7 @@ class FlowRun(Waiting):
             ]
         for request in requests if type(requests) is list else getattr(requests, "ahead", ()):
             self._refuse_no_route(item, request)
-        return requests
+        return [each for each in requests if self.plan.has(each.id)] if type(requests) is list else requests
 
     def _refuse_no_route(self, item: Item, request: Any) -> None:
         routes = item.task.routes
@@ -442,6 +442,9 @@ class FlowRun(Waiting):
             if item.status is not RUNNING or self.stopping:
                 return
             self._refuse_no_route(item, request)
+            if item.task.routes is not None and not self.plan.has(request.id):
+                item.requested += 1  # it has chosen something that this run leaves out
+                return
             scope = self._growing.get(item)
             if scope is None:
                 self.scheduler.check((request,))
@@ -653,7 +656,9 @@ class FlowRun(Waiting):
         Raises:
             FlowError: it cannot be, since the run has ended or ends; nothing has changed.
         """
-        if self.stopping or (parent is None and not self.open) or (parent is not None and parent.given_up):
+        if parent is not None and parent.status is not RUNNING:
+            parent = None  # a callback, or a thread that the task has left behind
+        if self.stopping or (parent is None and not self.open):
             raise FlowClosedError(f"Run {self.id}")
         task = self._called.get(planned)
         if task is None:
@@ -993,8 +998,7 @@ class FlowRun(Waiting):
             callbacks, self._callbacks = self._callbacks, []
         self.plan.ended(self)
         self._done.set()
-        for workers in self._driven:
-            workers.nudge()
+        self.nudge()
         for callback in callbacks:
             callback()
 
@@ -1126,11 +1130,6 @@ class FlowRun(Waiting):
         with self.monitor:
             lane.leave(worker)
         self.monitor.post(self._end_early, FAILED, error)
-
-    def nudge(self) -> None:
-        """Whoever works in the thread that waits may have what it waits for. No lock held."""
-        for workers in self._driven:
-            workers.nudge()
 
     def give_up(self) -> None:
         """The flow closes, and with it the clock: what is to happen later happens now. No lock held."""

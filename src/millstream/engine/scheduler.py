@@ -127,7 +127,7 @@ class TaskRun:
 
     __slots__ = (
         "attempt", "extra", "handle", "inputs", "number", "order", "path", "priority",
-        "requested", "scope", "slot", "status", "task", "upstream",
+        "needs", "requested", "scope", "slot", "status", "task", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -151,7 +151,8 @@ class TaskRun:
         self.attempt = 1
         self.priority = task.priority
         self.requested = 0  #: how many requests it has made
-        self.upstream: Any = None  #: for a join, the outputs of its siblings; else those of dependencies by name
+        self.upstream: list[Any] | None = None  #: for a join, the outputs of its siblings
+        self.needs: dict[str, Any] | None = None  #: the outputs of its dependencies by name
         self.extra: Any = None  #: its ``Call``, its ``Place`` or its ``Spread``
         self.handle: Any = None  #: the driver's, while it runs
 
@@ -432,7 +433,7 @@ class Scheduler:
             self._passed_on(run.task)
         again = self._make(run.task, run.number, run.inputs, run.path, run.order, run.scope, run.slot)
         again.attempt = run.attempt + 1
-        again.priority, again.upstream, again.extra = run.priority, run.upstream, run.extra
+        again.priority, again.upstream, again.needs, again.extra = run.priority, run.upstream, run.needs, run.extra
         if isinstance(run.extra, Call):
             run.extra.run = again
         self.delayed.add(again)
@@ -490,9 +491,9 @@ class Scheduler:
         for waiting in (self.held, self.pending, self.limited, self.delayed):
             waiting.clear()
         for run in cancelled:
+            run.task.runs += run.status is RUNNING  # a map that waits for its items
             run.status = CANCELLED
             run.task.live -= 1
-            run.task.runs += 1
             note(run.task, CANCELLED)
         return cancelled
 
@@ -624,7 +625,8 @@ class Scheduler:
         run.extra = Spread(len(items))
         for index, item in enumerate(items):
             part = self._make(each, run.number, run.inputs, hash((run.path, index)), self.scheduled, run.scope, None)
-            part.extra, part.upstream, part.priority = Place(run, index, item), run.upstream, run.priority
+            part.extra, part.priority = Place(run, index, item), run.priority
+            part.upstream, part.needs = run.upstream, run.needs
             self.scheduled += 1
             each.live += 1
             self._pass(part)
@@ -695,8 +697,8 @@ class Scheduler:
             return False
         met, graph = self.edges.met, self.edges.graph
         if name == "payload":
-            return any(met[need] for need in graph.needs[task.node])
-        return any(met[need] and graph.names[need] == name for need in graph.needs[task.node])
+            return any(met[need] for need in graph.declared[task.node])
+        return any(met[need] and graph.names[need] == name for need in graph.declared[task.node])
 
     def _comes_with(self, task: TaskState, name: str, requests: Sequence[NextTask]) -> bool:
         """Whether the dependency that a parameter takes is asked for by the same list, or will follow from it."""
@@ -704,7 +706,7 @@ class Scheduler:
             return False
         graph = self.edges.graph
         coming = graph.after(graph.number[r.id] for r in requests if r.id in graph.number)
-        return any(need in coming and name in ("payload", graph.names[need]) for need in graph.needs[task.node])
+        return any(need in coming and name in ("payload", graph.names[need]) for need in graph.declared[task.node])
 
     def _refuse_beyond(self, limit: int, requests: Sequence[NextTask], asker: TaskRun | None, joined: bool) -> None:
         """Raise when ``requests`` exceed the limit, not counting those that will coalesce."""
@@ -852,8 +854,7 @@ class Scheduler:
         if failed and task.on_dep_failure != "run-anyway":
             self._drop(run, [edges.graph.names[node] for node in failed])
             return
-        if run.upstream is None:
-            run.upstream = edges.upstream(task.node)
+        run.needs = edges.upstream(task.node)
         self._pass(run)
 
     def _pass(self, run: TaskRun) -> None:
@@ -917,9 +918,9 @@ class Scheduler:
     def _ended(self, run: TaskRun, status: Status) -> None:
         """A task run ended without an output, and whoever waits for it is told."""
         task = run.task
+        task.runs += run.status is RUNNING  # one that never began does not count
         run.status = status
         task.live -= 1
-        task.runs += 1
         note(task, status)
         if task.watches:
             self._tell_watches(run, None, task.watches)
@@ -1052,10 +1053,10 @@ class Scheduler:
         if scope is not None:
             scope.open += 1
         if task.reads_upstream:
-            run.upstream = edges.upstream(node)
+            run.needs = edges.upstream(node)
         lacking = self._lacking(task, None, False) if task.required else None
         if lacking is not None:
-            error = BindingError(task.name, lacking, run.upstream or ())
+            error = BindingError(task.name, lacking, run.needs or ())
             self.outbox.append(Settled(task, run, FAILED, error, str(error)))
             self._ended(run, FAILED)
         elif self._max_parallel is None and not task.gated:
@@ -1118,7 +1119,6 @@ class Scheduler:
         error = DependencyFailedError(run.id, call.failed)
         run.status = call.settled = SKIPPED if skip else FAILED
         run.task.live -= 1
-        run.task.runs += 1
         note(run.task, run.status)
         self.outbox.append(Settled(run.task, run, run.status, error, str(error)))
         if run.scope is not None:

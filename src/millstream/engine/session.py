@@ -170,12 +170,12 @@ class TaskHandle(Future[R], Generic[R]):
         Raises:
             TimeoutError, TaskCancelledError, DeadlockError: as ``result``.
         """
-        self._asking += 1
+        self._ask(1)
         try:
             if not self.wait(timeout):
                 raise TimeoutError(f"Call {self.id} has not ended within {timeout:g} s.")
         finally:
-            self._asking -= 1
+            self._ask(-1)
         self._run.unasked.pop(self, None)
         if self.cancelled():
             raise TaskCancelledError(self.id)
@@ -209,16 +209,21 @@ class TaskHandle(Future[R], Generic[R]):
         return self._await().__await__()
 
     async def _await(self) -> R:
-        self._asking += 1
+        self._ask(1)
         try:
             if not self.done():
                 await self._run.wait_for_async(self)
         finally:
-            self._asking -= 1
+            self._ask(-1)
         return self.result(0)
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.id}: {self.status}>"
+
+    def _ask(self, more: int) -> None:
+        """Somebody begins, or stops, to wait for the outcome."""
+        with self._condition:
+            self._asking += more
 
     def _output(self, default: Any) -> Any:
         """Return what it gave, ``default`` if it did not succeed. It has ended."""
@@ -372,7 +377,11 @@ class Session(FlowRun):
             Exception: one failure as itself, several in an ``ExceptionGroup``.
         """
         self.shut()
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:  # Ctrl-C
+            self.interrupt()
+            raise
         self._raise_unasked()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -442,6 +451,10 @@ class Session(FlowRun):
             self.shut()
         else:
             self.cancel()
-        await self.ended()
+        try:
+            await self.ended()
+        except BaseException:  # the awaiter was cancelled
+            self.cancel()
+            raise
         if kind is None:
             self._raise_unasked()

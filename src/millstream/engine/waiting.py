@@ -21,6 +21,7 @@ from millstream.task import current_run
 from millstream.values import StreamChunk
 
 if TYPE_CHECKING:
+    from millstream.engine.clock import Clock
     from millstream.engine.lane import Item, Lane
     from millstream.engine.stream import Stream
     from millstream.monitor import Monitor
@@ -35,6 +36,7 @@ class Waiting:
 
     id: str
     monitor: Monitor
+    clock: Clock
     blocked: Blocked
     finished: bool
     announced: bool
@@ -52,6 +54,11 @@ class Waiting:
 
     def cancel(self) -> None:
         raise NotImplementedError("a run can be cancelled")
+
+    def nudge(self) -> None:
+        """Whoever works in the thread that waits may have what it waits for. No lock held."""
+        for workers in self._driven:
+            workers.nudge()
 
     def _push(self, chunk: StreamChunk) -> None:
         raise NotImplementedError("a run sends chunks")
@@ -118,6 +125,12 @@ class Waiting:
         with self._owner_waits():
             if timeout is None:
                 self.drive(handle.done, self.idle_waiters, own=True)
+            elif self._driven:  # work in this thread cannot be interrupted, but no further one is begun
+                end = self.clock.now() + timeout
+                timer = self.clock.call_at(end, self.nudge)
+                self.drive(lambda: handle.done() or self.clock.now() >= end, self.idle_waiters, own=True)
+                timer.cancel()
+                return
             if not handle.done():
                 self.sleep(partial(_when_done, handle), self.idle_waiters, timeout, own=True)
 
@@ -132,8 +145,9 @@ class Waiting:
     def work_on(self, handle: Any) -> None:
         """Where the run is worked on in this very thread, a call that was submitted is called now."""
         if self._driven and here.worker is None:
+            lanes = [lane for lane in self._lanes.values() if lane.workers.driven]
             with self._owner_waits():
-                self.drive(handle.done, self.idle_waiters, own=True)
+                self.drive(lambda: handle.done() or not any(map(_has_work, lanes)), self.idle_waiters, own=True)
 
     @contextmanager
     def _owner_waits(self) -> Generator[None, None, None]:
@@ -291,6 +305,10 @@ class Waiting:
     def reads_itself(self) -> bool:
         """Whether this thread is the reader's, which works while it waits."""
         return any(workers.driven_here() for workers in self._driven)
+
+
+def _has_work(lane: Lane) -> bool:
+    return bool(lane.feeds) or len(lane.ready) > 0
 
 
 def _when_done(handle: Any, wake: Callable[[], object]) -> bool:
