@@ -276,7 +276,7 @@ class Verdict:
     ran: bool = False
     told: bool = False  #: it ended without a worker, and that was said
     bad: bool = False  #: a failure for what comes after it
-    upstream: dict[str, Any] | None = None
+    needs: dict[str, Any] | None = None  #: the outputs that it was called with
     failed: set[str] = field(default_factory=set)
 
 
@@ -305,9 +305,9 @@ def verdict(shape: Shape, name: str, asked: bool, fates: dict[str, Fate], found:
         return Verdict(status, told=True, bad=True, failed=failed)
     if not (chosen or led or failed):
         return Verdict(SKIPPED, told=True)
-    upstream = {each: f"{each} gave this" for each, verdict in needs.items() if verdict.status is SUCCESS}
+    outputs = {each: f"{each} gave this" for each, verdict in needs.items() if verdict.status is SUCCESS}
     status = FAILED if fates[name].fails else SUCCESS
-    return Verdict(status, ran=True, bad=fates[name].fails, upstream=upstream if needs else None)
+    return Verdict(status, ran=True, bad=fates[name].fails, needs=outputs if needs else None)
 
 
 @st.composite
@@ -367,7 +367,7 @@ def test_a_wave_ends_as_its_graph_says(wave, random):
     ran = [run for run in bench.begun if run.attempt == 1]
     assert sorted(run.id for run in ran) == sorted(name for name, verdict in expected.items() if verdict.ran)
     for run in bench.begun:
-        assert run.upstream == expected[run.task.name].upstream
+        assert run.needs == expected[run.task.name].needs
     ends = {run.task.name: run.status for run in bench.begun}
     assert ends == {name: verdict.status for name, verdict in expected.items() if verdict.ran}
     told = {entry.task.name: entry for entry in bench.settled}
@@ -393,7 +393,7 @@ class Run:
     id: str
     name: str
     waits: bool = True  #: for something before it
-    upstream: dict[str, Any] | None = None
+    needs: dict[str, Any] | None = None  #: the outputs that it will be called with
 
 
 class Model:
@@ -485,8 +485,10 @@ class Model:
     def release(self, run: Run) -> None:
         """A task run that was asked for by name has waited for everything before it."""
         if self.failed[run.name] and self.shape.policy(run.name) != "run-anyway":
+            self.led.discard(run.name)
             self.drop(run.name, run.id)
-            self.fail(run.id)
+            self.fell(run.name)
+            del self.live[run.id]
         else:
             self.start(run)
 
@@ -495,7 +497,7 @@ class Model:
         self.led.discard(run.name)
         needs = self.shape.needs[run.name]
         if self.met.intersection(needs):
-            run.upstream = {need: self.outputs[need] for need in needs if need in self.outputs}
+            run.needs = {need: self.outputs[need] for need in needs if need in self.outputs}
 
     def decide(self, name: str) -> None:
         """A task that nobody asked for by name: does it run?"""
@@ -568,7 +570,7 @@ class Pair:
         run = self.bench.begin(queue)
         twin = self.model.live[run.id]
         assert not twin.waits, "nothing begins before its dependencies are over"
-        assert run.upstream == twin.upstream
+        assert run.needs == twin.needs
 
     def finish(self, run: TaskRun) -> None:
         requests = self.random.choice([None, None, []])
@@ -594,7 +596,7 @@ class Pair:
         if run.attempt < 3 and run not in self.lists:
             self.bench.leave(run)
             again = self.bench.scheduler.retry(run)
-            assert (again.id, again.attempt, again.upstream) == (run.id, run.attempt + 1, run.upstream)
+            assert (again.id, again.attempt, again.needs) == (run.id, run.attempt + 1, run.needs)
 
     def grow(self, run: TaskRun) -> None:
         """A task that runs makes one more request."""

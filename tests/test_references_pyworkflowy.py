@@ -3,11 +3,14 @@
 Its persistence, its schedules and its process backend are not here: they are tested where those are.
 """
 
+# ruff: noqa: PT012 - blocks and their ends are what is said to raise here
+
 from __future__ import annotations
 
 import asyncio
 import functools
 import importlib.metadata
+import itertools
 import logging
 import pickle
 import threading
@@ -190,11 +193,8 @@ def test_the_name_is_that_of_the_function(flow):
 
 def lambdas(flow: Flow) -> list[tuple[str, Any]]:
     """Submit what has no name of its own."""
-    calls = [
-        flow.submit(lambda: "tea"),
-        flow.submit(lambda x: x, "rum"),
-        flow.submit(functools.partial(lambda x: x, 3)),
-    ]
+    given = [lambda: "tea", functools.partial(lambda x: x, "rum"), lambda: 3]
+    calls = [flow.submit(fn) for fn in given]
     return [(call.id, call.result(WATCHDOG)) for call in calls]
 
 
@@ -332,7 +332,7 @@ def test_a_class_takes_no_arguments():
     ("attribute", "value", "ours"),
     [
         ("backend", "thread", "executor"),
-        ("retrys", 2, "retries"),
+        ("retires", 2, "retries"),
         ("time_out", 5.0, "timeout"),
         ("Timeout", 1, "timeout"),
     ],
@@ -538,7 +538,7 @@ def test_handles_as_arguments_become_their_values(flow):
 
 
 def test_arguments_that_have_no_handles_arrive_as_they_are(flow):
-    """A list without a handle in it is the very list that was given, and keywords named as options reach the function."""
+    """A list without a handle in it is the list that was given, and keywords named as options reach the function."""
     basket: list[str] = []
 
     def fill(into: list[str], *, name: str, timeout: float, executor: str, fn: Any, self: int) -> Any:
@@ -578,6 +578,25 @@ def test_a_handle_of_another_run_is_refused(flow):
         assert flow.submit(square, foreign.result()).result(WATCHDOG) == 25
 
 
+@pytest.mark.parametrize(
+    ("fn", "args", "gives"),
+    [
+        (abs, (-5,), 5),
+        (max, (3, 5), 5),
+        (int, ("5",), 5),
+        (dict, ([("a", 5)],), {"a": 5}),
+        (str, (5,), "5"),
+        ("-".join, (["a", "b"],), "a-b"),
+        (sorted, ([3, 1],), [1, 3]),
+    ],
+)
+def test_any_callable_can_be_submitted(fn, args, gives):
+    """Builtins, classes and bound methods are called with what they are given, and nothing else."""
+    with Flow("inline") as flow:
+        assert flow.submit(fn, *args).result() == gives
+        assert flow.submit(fn, *(flow.submit(lambda arg=arg: arg) for arg in args)).result() == gives
+
+
 def test_a_call_that_waits_holds_no_worker():
     """A hundred calls that wait for one elsewhere leave the only worker to others."""
     gate = Gate()
@@ -600,7 +619,7 @@ def test_handles_form_no_circle():
         begun(ready)
         return handles[other].result()
 
-    with Flow("thread", on_error="continue") as flow:
+    with Flow("thread", on_error="continue"):
         handles["hen"] = task("hen")(ask).submit("egg")
         handles["egg"] = task("egg")(ask).submit("hen")
         ready.set()
@@ -625,7 +644,7 @@ def test_fail_is_the_default(lenient):
     bill = lenient.submit(calls.append, ship)
     fine = lenient.submit(square, 2)
 
-    assert (ship.status, bill.status, fine.result(WATCHDOG)) == (Status.FAILED, Status.FAILED, 4) or lenient
+    assert fine.result(WATCHDOG) == 4
     error = ship.exception(WATCHDOG)
     assert isinstance(error, DependencyFailedError)
     assert error.failed == ("sell_out",)
@@ -749,7 +768,7 @@ def test_a_call_waits_its_back_off(kind, options, waits):
         handle = task("fetch", retries=4, retry_on=OutOfStockError, **options)(lambda: service()).submit()
         assert handle.result(WATCHDOG) == "answered call 5"
     asked = service.asked
-    assert [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)] == waits
+    assert [later - earlier for earlier, later in itertools.pairwise(asked)] == waits
     assert told == [(n + 2, float(seconds), OutOfStockError) for n, seconds in enumerate(waits)]
 
 
@@ -993,7 +1012,7 @@ def test_a_cancelled_call_raises_what_futures_raise(beside):
 
 @pytest.mark.parametrize("kind", BESIDE)
 def test_cancel_all_cancels_every_call_that_has_not_ended(kind):
-    """``flow.cancel_all()`` reaches every open handle: what waits never starts, what runs is told, none is a success."""
+    """``flow.cancel_all()`` reaches every open handle: what waits never starts, what runs is told, none succeeds."""
     gate, told, calls, began = Gate(), Log(), [], threading.Event()
 
     @task
@@ -1051,7 +1070,7 @@ def test_a_failure_that_was_asked_for_is_not_raised_again(flow):
 
 def test_several_failures_come_in_one_group():
     """Several failures that nobody asked for are one ExceptionGroup, and what depended on them is not in it."""
-    with pytest.raises(ExceptionGroup) as caught, Flow("thread") as flow:  # noqa: PT012 - the block raises at its end
+    with pytest.raises(ExceptionGroup) as caught, Flow("thread") as flow:
         tea = flow.submit(sell_out)
         flow.submit(square, tea)
         flow.submit(int, "rum")
@@ -1060,7 +1079,7 @@ def test_several_failures_come_in_one_group():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_error_log_logs_and_goes_on(kind, caplog):
-    """With ``on_error="log"`` a failure is logged with its traceback by the logger millstream, and nothing is raised."""
+    """With ``on_error="log"`` the logger millstream has the failure with its traceback, and nothing is raised."""
     with caplog.at_level(logging.ERROR, "millstream"), Flow(kind, on_error="log") as flow:
         tea, fine = flow.submit(sell_out), flow.submit(square, 3)
     assert (fine.result(0), tea.status) == (9, Status.FAILED)
@@ -1128,9 +1147,7 @@ def test_with_is_where_task_submit_looks():
 
 def test_without_a_flow_there_is_one_clear_error():
     """Outside of blocks and tasks ``submit`` says where it can be used; so does a flow that is not entered."""
-    with pytest.raises(
-        FlowError, match=r"Task square can be submitted inside 'with Flow\(\) as flow:' or inside a task"
-    ):
+    with pytest.raises(FlowError, match=r"square can be submitted inside 'with Flow\(\) as flow:' or inside a task"):
         square.submit(5)
     flow = Flow("inline")
     with pytest.raises(FlowError, match="inside 'with flow:'"):
@@ -1142,7 +1159,7 @@ def test_without_a_flow_there_is_one_clear_error():
 def test_an_exception_in_the_block_cancels_the_calls():
     """What the block raises is raised as it is; calls that wait never start, running ones are told."""
     gate, calls = Gate(), []
-    with pytest.raises(KeyError, match="mine"), Flow("thread", max_workers=1) as flow:  # noqa: PT012
+    with pytest.raises(KeyError, match="mine"), Flow("thread", max_workers=1) as flow:
         running, queued = flow.submit(gate), flow.submit(calls.append, 1)
         begun(gate.began)
         raise KeyError("mine")

@@ -365,6 +365,8 @@ def payload_of(needs: Sequence[str], run: Any) -> Any:
 
 def _names_context(annotation: Any, names: Mapping[str, Any]) -> bool:
     """Whether an annotation says ``Context``: as a class, a text, or inside a union."""
+    if type(annotation).__name__ == "TypeAliasType":  # made by a ``type`` statement
+        annotation = annotation.__value__
     if isinstance(annotation, typing.ForwardRef):
         annotation = annotation.__forward_arg__
     if isinstance(annotation, str):

@@ -357,7 +357,7 @@ class Flow:
 
         for each in edges:
             pair = isinstance(each, tuple) and len(each) == 2 and all(isinstance(name, str) for name in each)
-            self._connect(edges_of([each] if pair else each))
+            self._connect(edges_of([each] if pair else each))  # type: ignore[list-item]
 
     def _connect(self, edges: Iterable[Edge]) -> None:
         edges = list(edges)
@@ -410,10 +410,12 @@ class Flow:
 
         Raises:
             TaskNotFoundError: a name is no task of this flow.
+            FlowError, CycleError, ExceptionGroup: the edges of this flow are wrong.
         """
         given = {**(tasks or {}), **more}
         with self._lock:
             registry = self._registry
+            registry.graph()  # what is wrong with the edges would be lost
             for name in given:
                 if name not in registry.tasks:
                     raise TaskNotFoundError(name, registry.tasks)
@@ -748,7 +750,7 @@ class Flow:
             max_concurrent: runs that are under way at once.
             options: as ``run``.
         """
-        check_count(max_concurrent, "max_concurrent")
+        self._check_many(options, max_concurrent)
         under_way: deque[FlowRun] = deque()
         try:
             for item in items:
@@ -775,7 +777,7 @@ class Flow:
         **options: Unpack[RunOptions],
     ) -> AsyncIterator[FlowRun]:
         """Run the flow as ``run_many`` does, for ``async for``, from an (asynchronous) iterable of items."""
-        check_count(max_concurrent, "max_concurrent")
+        self._check_many(options, max_concurrent)
         loop = running_loop()
         under_way: deque[FlowRun] = deque()
         try:
@@ -792,6 +794,11 @@ class Flow:
                 run.cancel()
             for run in under_way:
                 await run.ended()
+
+    def _check_many(self, options: RunOptions, max_concurrent: int) -> None:
+        check_count(max_concurrent, "max_concurrent")
+        if options.get("run_id") is not None:
+            raise ValueError(f"run_id names one run, and run_many of {self._name} makes many: leave it out.")
 
     def _one_of_many(self, item: Any, start: Start, options: RunOptions, loop: Any) -> FlowRun:
         inputs = None

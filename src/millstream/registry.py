@@ -239,7 +239,7 @@ class Registry:
             return own
         if len(names) == 1:
             return names[0]
-        error: Exception = TaskNotFoundError(own, self.tasks)
+        error: Exception = TaskNotFoundError(own, [name for name in self.tasks if name != own])
         if names:
             error = FlowError(
                 f"Task {task.name} has in its {option} a function that is registered as {', '.join(names)}: "

@@ -131,6 +131,7 @@ class Limits:
         somebody of another run holds one of them, or is ahead.
         """
         inside = set(runs)
+        waiting = {holder for each in inside for holder in each.waited_by}  # they wait for us
         with self._lock:
             if run not in self._asking:
                 return True
@@ -139,6 +140,8 @@ class Limits:
                 if isinstance(limit, Starts):
                     return True
                 for holder in limit.holders:
+                    if holder in waiting:
+                        continue
                     if holder.run not in inside or holder.status not in (Status.PENDING, Status.RUNNING):
                         return True  # of another run; or over, and about to give it back
             return any(
@@ -150,12 +153,19 @@ class Limits:
 
     def _serve(self) -> None:
         """Let on whoever may start now; have the clock call again when a rate allows more."""
+        idle = False
         with self._lock:
             granted, again = self._grant(self._clock.now())
             if again is not None and (self._timer is None or self._timer.call is None or self._timer.when > again):
                 if self._timer is not None:
                     self._timer.cancel()
                 self._timer = self._clock.call_at(again, self._serve)
+            elif not self._waiting and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+                idle = True
+        if idle:
+            self._clock.tidy()
         for run in granted:
             run.run.monitor.post(run.run.granted, run)
 

@@ -187,6 +187,7 @@ class FlowRun(Waiting):
         self.idle_readers: list[Idle] = []  # tasks that wait for a chunk of this run
         self.idle_waiters: list[Idle] = []  # tasks that wait for its end
         self.nested: set[FlowRun] = set()  #: runs that tasks of this one wait for
+        self.waited_by: set[Any] = set()  #: task runs, of other runs, that wait for this one
         self._growing: dict[TaskRun, Scope] = {}  # lists of generator tasks that have not ended
         self._delays: dict[TaskRun, Timer] = {}  # what ends the wait for the next attempt
         self._late: dict[TaskRun, tuple[TaskRun, float]] = {}  # attempts that wait for the code of the one before
@@ -497,6 +498,7 @@ class FlowRun(Waiting):
             timer.cancel()
             if item.limit is None:  # its time was up, and it was cancelled for that
                 error = TaskTimeoutError(item.id, item.task.timeout)
+                self._explain(item, error)
         withdrawn = isinstance(item.extra, Call) and item.extra.withdrawn
         if (self.stopping or withdrawn) and isinstance(error, TaskCancelledError | RunCancelledError):
             self._fail(item, error, CANCELLED)
@@ -741,7 +743,8 @@ class FlowRun(Waiting):
     def _watch_failure(self, item: Item, error: BaseException, delay: float | None) -> None:
         """An attempt failed, or was cancelled while it ran."""
         task = item.task
-        task.ended = self.clock.now()
+        if delay is None:
+            task.ended = self.clock.now()
         if task.uses:
             self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
         cancelled = isinstance(error, TaskCancelledError)
@@ -837,6 +840,7 @@ class FlowRun(Waiting):
         if item.status is not RUNNING:
             return
         error = TaskTimeoutError(item.id, item.task.timeout)
+        self._explain(item, error)
         self._dismiss(item)
         if not self._tries_again(item, error, ABANDONED):
             self._fail(item, error, ABANDONED)

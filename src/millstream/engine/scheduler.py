@@ -126,8 +126,21 @@ class TaskRun:
     """One execution of a task; one object for each attempt, so that a late attempt is recognised."""
 
     __slots__ = (
-        "attempt", "extra", "handle", "inputs", "number", "order", "path", "priority",
-        "needs", "requested", "scope", "slot", "status", "task", "upstream",
+        "attempt",
+        "extra",
+        "handle",
+        "inputs",
+        "needs",
+        "number",
+        "order",
+        "path",
+        "priority",
+        "requested",
+        "scope",
+        "slot",
+        "status",
+        "task",
+        "upstream",
     )  # fmt: skip
 
     def __init__(

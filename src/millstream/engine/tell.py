@@ -99,7 +99,7 @@ class Listener:
 
     def put(self, event: Event) -> None:
         """Queue an event; ``wake`` must be called after the lock was let go. Never waits."""
-        if len(self._events) < MOST:
+        if len(self._events) < MOST or type(event) is RunEndEvent:
             self._events.append(event)
         else:
             self._dropped += 1
@@ -156,16 +156,16 @@ class Listener:
 
     def _rest(self) -> bool:
         """Nothing waits: sleep until something does; False when the thread is not needed any more."""
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._log(logging.WARNING, "%s was too slow: %d events were dropped.", shown(self._hook), dropped)
         with self._lock:
-            dropped, self._dropped = self._dropped, 0
             if self._events:
                 return True
             if not self._runs:
                 self._thread = None
                 return False
             self._sleeps = True
-        if dropped:
-            self._log(logging.WARNING, "%s was too slow: %d events were dropped.", shown(self._hook), dropped)
         self._signal.acquire()
         return True
 
@@ -266,4 +266,5 @@ def _said(event: Any) -> tuple[Any, ...]:
             event.task,
             shown(event.dropped),
         )
-    return ("Task %s failed in attempt %d: %s", event.id, event.attempt, shown(event.error))
+    error = event.error
+    return ("Task %s failed in attempt %d: %s: %s", event.id, event.attempt, type(error).__name__, shown(error, str))

@@ -44,6 +44,7 @@ class Waiting:
     stream_buffer: Stream | None
     idle_waiters: list[Idle]
     nested: set[Any]
+    waited_by: set[Any]
     open: bool
     owner_waits: int
     owner: threading.Thread | None
@@ -59,6 +60,9 @@ class Waiting:
         """Whoever works in the thread that waits may have what it waits for. No lock held."""
         for workers in self._driven:
             workers.nudge()
+
+    def look(self) -> None:
+        raise NotImplementedError("a run can be looked at")
 
     def _push(self, chunk: StreamChunk) -> None:
         raise NotImplementedError("a run sends chunks")
@@ -205,13 +209,16 @@ class Waiting:
         with outer.monitor:
             outer.suspend(worker)
             outer.nested.add(self)
+            self.waited_by.add(item)
         if outer.stopping:
             self.cancel()
+        self.monitor.post(self.look)
         worker.give_back()
         try:
             yield
         finally:
             outer.nested.discard(self)
+            self.waited_by.discard(item)
             worker.take_back()
             with item.run.monitor:
                 item.run.resume(worker)

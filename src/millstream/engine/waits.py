@@ -127,6 +127,7 @@ class Blocked:
     def _enter(self, waiter: Waiter, worker: Worker | None) -> bool:
         """Register ``waiter``; return False when there is nothing to wait for."""
         item = waiter.item
+        waits = ours = False
         with self.monitor:
             if waiter.key in self.values:
                 waiter.value, waiter.settled = self.values[waiter.key], True
@@ -137,6 +138,7 @@ class Blocked:
             elif not self.runs:
                 waiter.error = ContextKeyError(waiter.key)
             else:
+                waits = True  # from here on it may be told at any moment
                 self.waiting.setdefault(waiter.key, []).append(waiter)
                 ours = item is not None and item.run in self.runs
                 # A thread or coroutine that the task made itself does not stop the task; and what a
@@ -147,7 +149,7 @@ class Blocked:
                 if worker is not None and ours:
                     item.run.suspend(worker)
                 self.check()
-        if waiter.settled or waiter.error is not None:
+        if not waits:
             return False
         if worker is not None and not ours:  # a task of another run, which has a monitor of its own
             with item.run.monitor:
@@ -264,12 +266,13 @@ class Blocked:
         """Choose who is told, and what."""
         waiters = [waiter for waiter in self._waiters() if waiter.counted]
         live = {name for run in self.runs for name, task in run.scheduler.tasks.items() if task.live}
+        limited = any(run.scheduler.limited for run in self.runs)  # one of those might set anything
         for waiter in waiters:
-            if isinstance(waiter.key, str) and waiter.key not in live:
+            if isinstance(waiter.key, str) and waiter.key not in live and not limited:
                 return waiter, ContextKeyError(waiter.key, waiter.item.id)
         if not waiters:
             return None
-        waits = [(waiter.item.id, repr(waiter.key)) for waiter in waiters]
+        waits = [(w.item.id, repr(w.key) if isinstance(w.key, str) else f"the call {w.key.id}") for w in waiters]
         for run in self.runs:
             waits += run.scheduler.structural_waits()
         return waiters[0], DeadlockError(waits)
