@@ -440,6 +440,7 @@ class Model:
             id = f"{name}#{self.counts[name]}" if request.spawn_another and self.counts[name] > 1 else name
             made.append(Run(id, name))
             self.live[id] = made[-1]
+            self.expected.discard(name)
         for run in made:
             before = self.shape.before(run.name)
             if not any(asker in {each, *self.ways[each]} or self.active(each) for each in before):

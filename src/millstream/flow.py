@@ -751,6 +751,9 @@ class Flow:
             options: as ``run``.
         """
         self._check_many(options, max_concurrent)
+        return self._many(items, start_task_id, max_concurrent, options)
+
+    def _many(self, items: Any, start_task_id: Start, max_concurrent: int, options: RunOptions) -> Iterator[FlowRun]:
         under_way: deque[FlowRun] = deque()
         try:
             for item in items:
@@ -767,7 +770,7 @@ class Flow:
             for run in under_way:
                 run.abandon()
 
-    async def arun_many(
+    def arun_many(
         self,
         items: Iterable[Mapping[str, Any] | Context[Any] | None]
         | AsyncIterable[Mapping[str, Any] | Context[Any] | None],
@@ -778,6 +781,11 @@ class Flow:
     ) -> AsyncIterator[FlowRun]:
         """Run the flow as ``run_many`` does, for ``async for``, from an (asynchronous) iterable of items."""
         self._check_many(options, max_concurrent)
+        return self._amany(items, start_task_id, max_concurrent, options)
+
+    async def _amany(
+        self, items: Any, start_task_id: Start, max_concurrent: int, options: RunOptions
+    ) -> AsyncIterator[FlowRun]:
         loop = running_loop()
         under_way: deque[FlowRun] = deque()
         try:
@@ -797,6 +805,7 @@ class Flow:
 
     def _check_many(self, options: RunOptions, max_concurrent: int) -> None:
         check_count(max_concurrent, "max_concurrent")
+        self._check_options(options)
         if options.get("run_id") is not None:
             raise ValueError(f"run_id names one run, and run_many of {self._name} makes many: leave it out.")
 
@@ -1011,8 +1020,7 @@ class Flow:
         caller = current_run.get()
         if caller is not None and caller.given_up:
             raise TaskCancelledError(caller.id)
-        for option in options.keys() - RunOptions.__annotations__.keys():
-            refuse_option(f"A run of {self._name}", option, tuple(RunOptions.__annotations__), {"input": "inputs"})
+        self._check_options(options)
         run_id, trace = options.get("run_id"), options.get("trace", False)
         check_limit(options.get("timeout"), f"a run of {self._name}")
         if run_id is not None and not isinstance(run_id, str):
@@ -1040,6 +1048,10 @@ class Flow:
         )
         plan.begin(driven)
         return run
+
+    def _check_options(self, options: RunOptions) -> None:
+        for option in options.keys() - RunOptions.__annotations__.keys():
+            refuse_option(f"A run of {self._name}", option, tuple(RunOptions.__annotations__), {"input": "inputs"})
 
     def _under_way(self, run: FlowRun) -> None:
         with self._lock:

@@ -106,12 +106,12 @@ class Registry:
         self,
         flow: str,
         tasks: Mapping[str, Task[..., Any]] = {},
-        edges: Sequence[Edge] = (),
+        edges: Iterable[Edge] = (),
         outside: frozenset[str] = frozenset(),
     ) -> None:
         self.flow = flow
         self.tasks = dict(tasks)
-        self.edges = list(edges)
+        self.edges = dict.fromkeys(edges)  #: those that ``connect`` added, in order
         self.outside = outside  #: tasks that a subgraph has left out: they may be chosen, and do not run
         self.in_use = False  #: runs read it: the next change is made to a copy
         self._bindings: dict[str, Binding] = {}
@@ -134,7 +134,7 @@ class Registry:
 
     def connect(self, edges: Iterable[Edge]) -> None:
         """Add edges."""
-        self.edges += [edge for edge in edges if edge not in self.edges]
+        self.edges.update(dict.fromkeys(edges))
         self._forget()
 
     def _forget(self) -> None:

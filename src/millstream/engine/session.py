@@ -9,11 +9,11 @@ May import: run, and everything below it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast, overload
 
 from millstream.context import Context
 from millstream.engine.run import FlowRun
@@ -334,11 +334,11 @@ def _value(arg: Any, default: Any) -> Any:
     """Return an argument with handles replaced by their values, also in a list, tuple or dict."""
     if isinstance(arg, TaskHandle):
         return arg._output(default)
-    if type(arg) in (list, tuple):
-        return type(arg)(part._output(None) if isinstance(part, TaskHandle) else part for part in arg)
+    if type(arg) not in (list, tuple, dict) or not any(isinstance(part, TaskHandle) for part in _parts(arg)):
+        return arg  # the very object that was given
     if type(arg) is dict:
         return {key: part._output(None) if isinstance(part, TaskHandle) else part for key, part in arg.items()}
-    return arg
+    return type(arg)(part._output(None) if isinstance(part, TaskHandle) else part for part in arg)
 
 
 class Session(FlowRun):
@@ -358,6 +358,17 @@ class Session(FlowRun):
         self.owner = threading.current_thread()
         self.begin((), timeout)
 
+    @overload
+    def submit(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        /,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[R]: ...
+    @overload
     def submit(
         self,
         fn: Callable[..., R],
@@ -366,7 +377,16 @@ class Session(FlowRun):
         depends_on: Iterable[TaskHandle[Any]] = (),
         call_key: str | None = None,
         **kwargs: Any,
-    ) -> TaskHandle[R]:
+    ) -> TaskHandle[R]: ...
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        depends_on: Iterable[TaskHandle[Any]] = (),
+        call_key: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[Any]:
         """Submit a call of ``fn``; see ``Flow.submit``."""
         return self.submitter(self, fn, args, kwargs, depends_on, call_key)
 
