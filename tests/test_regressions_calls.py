@@ -554,40 +554,66 @@ def test_r35_what_was_cancelled_never_ends_as_a_success(kind, body):
     assert session.status is Status.SUCCESS  # whoever cancels a call knows of it: the run has not failed
 
 
-def test_r35_a_block_that_is_left_by_an_exception_ends_what_waits_at_once():
-    """Calls that wait are over before the time of grace of those that run; none of either ends as a success."""
-    gate, calls, told = Gate(), [], Log()
-    with pytest.raises(KeyError), Flow("thread", max_workers=1) as flow:
+@pytest.mark.parametrize("kind", BESIDE)
+def test_r35_the_end_of_a_run_ends_what_waits_at_once(kind):
+    """When a block is left by an exception, calls that wait are over before the time of grace of those that run."""
+    calls, told = [], Log()
+    with pytest.raises(KeyError), Flow(kind, max_workers=1) as flow:
         running = flow.submit(until_told, told)
         waiting = [flow.submit(calls.append, running), flow.submit(calls.append, 1)]
         for handle in waiting:
             handle.add_done_callback(lambda handle: told.add(handle.status))
         told.wait_for(1)
         raise KeyError
-    assert calls == []
-    assert told[1:] == [Status.CANCELLED] * 2
+    assert (calls, told[1:]) == ([], [Status.CANCELLED] * 2)
     assert [handle.status for handle in waiting] == [Status.CANCELLED] * 2
-    wait([running], WATCHDOG)
-    assert running.status in (Status.CANCELLED, Status.ABANDONED)
-    assert not gate.began.is_set()
+    assert running.done()
 
 
-def test_r35_a_cancelled_session_never_succeeds():
-    """``session.cancel()`` cancels the calls that have not ended, and its end raises RunCancelledError."""
-    told = Log()
-    flow = Flow("thread", max_workers=1)
-    with pytest.raises(RunCancelledError), flow.session() as session:
-        done = session.submit(square, 3)
-        done.result(WATCHDOG)
-        running = session.submit(until_told, told)
-        queued = session.submit(square, 4)
-        told.wait_for(1)
-        session.cancel()
-        for handle in (running, queued):
-            with pytest.raises(TaskCancelledError):
-                handle.result(WATCHDOG)
-    assert (session.status, done.result()) == (Status.CANCELLED, 9)
+def by_its_session(flow, session):
+    """Cancel the one run."""
+    session.cancel()
+
+
+def by_cancel_all(flow, session):
+    """Cancel every run of the flow."""
+    flow.cancel_all()
+
+
+def by_close(flow, session):
+    """Close the flow."""
     flow.close()
+
+
+@pytest.mark.parametrize("cancel", [by_its_session, by_cancel_all, by_close])
+def test_r35_a_cancelled_session_is_cancelled(cancel):
+    """Its pending calls are cancelled, those that had ended keep their result, and its end raises RunCancelledError."""
+    told = Log()
+    with Flow("thread", max_workers=1) as flow:
+        with pytest.raises(RunCancelledError), flow.session() as session:
+            done = session.submit(square, 3)
+            done.result(WATCHDOG)
+            session.submit(until_told, told)
+            queued = session.submit(square, 4)
+            told.wait_for(1)
+            cancel(flow, session)
+            with pytest.raises(TaskCancelledError):
+                queued.result(WATCHDOG)
+        assert (session.status, done.result()) == (Status.CANCELLED, 9)
+
+
+@pytest.mark.parametrize("cancel", [by_its_session, by_cancel_all, by_close])
+def test_r35_a_call_whose_run_was_cancelled_is_no_success(cancel):
+    """A call that ran when its run was cancelled, and then returned, is CANCELLED as after ``handle.cancel()``."""
+    told = Log()
+    with Flow("thread", max_workers=1) as flow:
+        with pytest.raises(RunCancelledError), flow.session() as session:
+            running = session.submit(until_told, told)
+            told.wait_for(1)
+            cancel(flow, session)
+        with pytest.raises(TaskCancelledError):
+            running.result(WATCHDOG)
+        assert running.status is Status.CANCELLED
 
 
 # ---- R37: a hundred thousand submits ----------------------------------------------------------------
@@ -680,14 +706,14 @@ def test_r37_submits_take_linear_time(body):
             body(flow, n)
 
     program(10)  # what is loaded and made once
-    few, many = work(lambda: program(150)), work(lambda: program(600))
+    few, many = work(lambda: program(60)), work(lambda: program(240))
     assert many < 4.6 * few
 
 
 @pytest.mark.parametrize("kind", ["inline", "thread"])
 def test_r37_a_chain_of_calls_needs_no_recursion(kind):
     """A chain far beyond the recursion limit succeeds from end to end, and fails from end to end."""
-    deep = 5 * sys.getrecursionlimit()
+    deep = 2 * sys.getrecursionlimit()
     with Flow(kind, on_error="continue", max_workers=1 if kind == "thread" else None) as flow:
         gate = Gate()
         first = held = task("held", executor="asyncio")(gate).submit(0)
@@ -720,17 +746,17 @@ def test_r37_memory_is_given_back(kind):
             flow.submit(fn, flow.submit(plus_one, number)).result(WATCHDOG)
 
     with Flow(kind) as flow:
-        submit_some(flow, 100)
+        submit_some(flow, 600)  # what is loaded, made once or kept up to a limit
         gc.collect()
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()
-            submit_some(flow, 1000)  # 2,000 calls
+            submit_some(flow, 400)  # 800 calls
             gc.collect()
             after, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert after - before < 64 * 1024
+    assert after - before < 32 * 1024
 
 
 class Parcel:
@@ -739,16 +765,28 @@ class Parcel:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_r37_values_are_let_go(kind):
-    """Arguments, closures and outputs of a call that has ended live no longer than those who hold its handle."""
-    with Flow(kind) as flow:
+    """What a call was given, and what its function closes over, is let go when it has ended, though not its handle."""
+    with Flow(kind, on_error="continue") as flow:
         argument, closed_over = Parcel(), Parcel()
         alive = [weakref.ref(argument), weakref.ref(closed_over)]
-        handle = flow.submit(lambda parcel, other=closed_over: Parcel(), argument)
-        alive.append(weakref.ref(handle.result(WATCHDOG)))
-        error = flow.submit(lambda parcel: sell_out(parcel), argument)
-        assert isinstance(error.exception(WATCHDOG), OutOfStockError)
-        flow.submit(lambda: 0).result(WATCHDOG)  # the newest value of that name stays in the context
-        del argument, closed_over, handle, error
+        handles = [flow.submit(lambda parcel, other=closed_over: 5, argument)]
+        held = task("held", executor="thread")(Gate()).submit()
+        handles.append(flow.submit(lambda *given, other=closed_over: 5, argument, [held]))
+        handles[1].cancel()
+        held.cancel()
+        wait(handles, WATCHDOG)
+        flow.submit(int).result(WATCHDOG)  # a worker has gone on to another call
+        del argument, closed_over
+        gc.collect()
+        assert [ref() for ref in alive] == [None] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_r37_outputs_are_let_go(kind):
+    """The output of a call lives no longer than its handle, but for the newest of its name, which is in the context."""
+    with Flow(kind) as flow:
+        alive = [weakref.ref(flow.submit(lambda: Parcel()).result(WATCHDOG)) for _ in range(3)]
+        flow.submit(lambda: 0).result(WATCHDOG)
         gc.collect()
         assert [ref() for ref in alive] == [None] * 3
 

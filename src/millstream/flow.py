@@ -388,6 +388,17 @@ class Flow:
     def _no_tasks(self) -> str:
         return f"Flow {self._name} has no tasks: register one with @flow.task."
 
+    def to_text(self) -> str:
+        """Return a drawing of the flow for people: a line a task, in an order in which they could run.
+
+        Each line has the task, what it depends on, what it may choose, and its description.
+        """
+        from millstream.show.text import drawn
+
+        with self._lock:
+            registry = self._registry
+            return drawn(self._name, registry.tasks, registry.dependencies, registry.routes)
+
     def subgraph(self, targets: Iterable[TaskName]) -> Flow:
         """Return a new flow of ``targets`` and all that they depend on, with the settings of this one.
 
@@ -661,7 +672,8 @@ class Flow:
             FlowError: there is no open run, or a handle belongs to another one.
         """
         item: Any = current_run.get()
-        if item is not None and item.run.plan.owner() is self:
+        ours = item is not None and item.run.plan.owner() is self
+        if ours:
             run: FlowRun = item.run
             return self._submit_to(run, fn, args, kwargs, depends_on, call_key)
         with self._lock:

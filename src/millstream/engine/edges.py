@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream.engine.scheduler import Scope, TaskRun
+    from millstream.engine.states import Scope, TaskRun
     from millstream.graph import Graph
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.engine.clock import Timer
 from millstream.engine.ready import Ready
-from millstream.engine.scheduler import Scope, TaskRun, TaskState
+from millstream.engine.states import Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
 from millstream.executors.base import Worker, Workers
 from millstream.task import current_run

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from millstream.engine.lane import RunTask
-from millstream.engine.scheduler import WORSE
+from millstream.engine.states import WORSE
 from millstream.report import ErrorReport, RunReport, TaskReport
 from millstream.values import Status
 
@@ -75,6 +75,7 @@ class RunRecord:
         self.trace = None if run.trace is None else tuple(run.trace)
         self.failure = None if error is None else Failure(error)
         self._wall = run.wall(0.0)
+        self._known = run.plan.known()
 
     def make_texts(self) -> None:
         """Let go of the errors themselves. No lock held."""
@@ -88,6 +89,7 @@ class RunRecord:
         def wall(at: float | None) -> float | None:
             return None if at is None else self._wall + at
 
+        place = {name: place for place, name in enumerate(self._known)}
         tasks = {
             name: TaskReport(
                 row.status,
@@ -98,7 +100,7 @@ class RunRecord:
                 None if row.failure is None else row.failure.text(),
                 row.output,
             )
-            for name, row in self.rows.items()
+            for name, row in sorted(self.rows.items(), key=lambda entry: place.get(entry[0], len(place)))
         }
         error = None if self.failure is None else self.failure.text()
         created, finished = self._wall + self.began, wall(self.ended)

@@ -23,16 +23,8 @@ from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
 from millstream.engine.limits import Limits
 from millstream.engine.record import Failure, RunRecord, record_of
-from millstream.engine.scheduler import (
-    Call,
-    Coalesced,
-    OnDepFailure,
-    Place,
-    Scheduler,
-    Scope,
-    Settled,
-    TaskRun,
-)
+from millstream.engine.scheduler import Scheduler
+from millstream.engine.states import Call, Coalesced, OnDepFailure, Place, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.tell import END, Teller
 from millstream.engine.waiting import GRACE, Waiting
@@ -166,6 +158,7 @@ class FlowRun(Waiting):
         self.owner_waits = 0  #: how often the thread that may submit calls waits for one
         self.owner: threading.Thread | None = None  #: whose work that is
         self.failures = 0  #: task runs that failed and did not end the run
+        self._first: BaseException | None = None  # what the first of them raised
         self.trace: list[TaskTrace] | None = [] if trace else None
         self.met: list[RunTask] = []  #: every task that it has heard of
         self.record: RunRecord | None = None  #: what became of it, after the end
@@ -589,6 +582,7 @@ class FlowRun(Waiting):
             self._blame(error)
             return
         self.failures += 1
+        self._first = self._first or error
         if self.plan.on_error == "log":
             self.monitor.later.append((self.plan.teller.log_failure, (self.id, item.id, error)))
         elif self.plan.on_error == "raise":
@@ -954,6 +948,8 @@ class FlowRun(Waiting):
         """The end: from here on nothing changes."""
         self._error = self._final_error()
         self._errors = []
+        why = self._first if self._error is None else self._error
+        self._first = None
         self._status = self._status_at_end if self.stopping else FAILED if self.failures else SUCCESS
         self.finished = True
         self.ended_at = self.clock.now()
@@ -971,11 +967,11 @@ class FlowRun(Waiting):
             later.extend((wake, ()) for wake in self.stream_buffer.close())
         if RunEndEvent in self._wants:
             lasted = self.ended_at - self.began_at
-            self.tell(RunEndEvent(self.id, self.plan.flow, self.wall(), self._status, lasted, self._error))
+            self.tell(RunEndEvent(self.id, self.plan.flow, self.wall(), self._status, lasted, why))
         later.append((self._end_telling, ()))
         self._lanes = {}
         self.scheduler.forget()
-        self.record = record_of(self, self._error)
+        self.record = record_of(self, why)
         later.append((self.record.make_texts, ()))
         self.met = []
 

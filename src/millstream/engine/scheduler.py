@@ -28,7 +28,7 @@ A list of requests is either served at once (``finished``), or grows while it is
 
 Callers must not enter it from two threads at once. The one exception is taking from a ready queue,
 which is safe; whoever got a task run is the only one to call ``begin`` on it.
-May import: edges, ready, values, errors.
+May import: edges, states, values, errors.
 """
 
 from __future__ import annotations
@@ -36,10 +36,30 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from millstream.engine.edges import Edges
-from millstream.engine.ready import Ready
+from millstream.engine.states import (
+    CANCELLED,
+    FAILED,
+    FAILURES,
+    NO_WATCHES,
+    PENDING,
+    RUNNING,
+    SKIPPED,
+    SUCCESS,
+    Call,
+    Coalesced,
+    Held,
+    Place,
+    Scope,
+    Settled,
+    Spread,
+    TaskRun,
+    TaskState,
+    Watch,
+    note,
+)
 from millstream.errors import (
     BindingError,
     DependencyFailedError,
@@ -51,233 +71,6 @@ from millstream.values import NextTask, Status
 
 if TYPE_CHECKING:
     from millstream.graph import Graph
-
-PENDING, RUNNING, SUCCESS = Status.PENDING, Status.RUNNING, Status.SUCCESS
-FAILED, CANCELLED, ABANDONED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.ABANDONED, Status.SKIPPED
-
-#: How a task run ends without an output.
-FAILURES = frozenset({FAILED, CANCELLED, ABANDONED})
-
-#: The moves that a task run can make; everything else raises ``StateError``.
-MOVES: dict[Status, frozenset[Status]] = {
-    Status.PENDING: frozenset({RUNNING, FAILED, CANCELLED, SKIPPED}),
-    Status.RUNNING: frozenset({SUCCESS, *FAILURES}),
-    **{final: frozenset() for final in (SUCCESS, FAILED, SKIPPED, CANCELLED, ABANDONED)},
-}
-
-OnDepFailure = Literal["fail", "skip", "run-anyway"]
-#: Held back at a gate: the negative priority, the order, and the task run.
-Held = list[tuple[int, int, "TaskRun"]]
-
-
-#: Never added to: lists of their own are for tasks that need them.
-NO_WATCHES: list[Watch] = []
-NOTHING_HELD: Held = []
-
-
-class TaskState:
-    """What one run knows of one task. The driver's subclass adds how it is called."""
-
-    __slots__ = (
-        "blocked", "busy", "collects", "count", "each", "gated", "held", "inputs", "live", "max_parallel", "name",
-        "node", "on_dep_failure", "priority", "queue", "reads_upstream", "required", "runs", "static", "uses",
-        "watches", "worst",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        name: str,
-        queue: Ready,
-        *,
-        required: tuple[str, ...] = (),
-        collects: bool = False,
-        reads_upstream: bool = True,
-        node: int | None = None,
-        on_dep_failure: OnDepFailure = "fail",
-        max_parallel: int | None = None,
-        uses: tuple[str, ...] = (),
-        priority: int = 0,
-    ) -> None:
-        self.name = name
-        self.queue = queue  #: the ready queue that its task runs go to
-        self.required = required  #: parameters that inputs or dependencies must fill
-        self.collects = collects  #: as a join, it reads the outputs of its siblings
-        self.reads_upstream = reads_upstream  #: it takes what its dependencies gave
-        self.node = node  #: its number in the graph; None without edges
-        self.on_dep_failure = on_dep_failure
-        self.max_parallel = max_parallel  #: task runs of it dispatched and not blocked at once
-        self.uses = uses  #: names of limits that each of its attempts holds
-        self.priority = priority
-        self.gated = max_parallel is not None or bool(uses)
-        self.each: TaskState | None = None  #: for a task that is mapped over items: those
-        self.live = 0  #: task runs pending or under way
-        self.runs = 0  #: task runs that have ended
-        self.count = 0  #: highest number given to one of its task runs
-        self.static = 0  #: how many of its task runs came along edges
-        self.worst: Status | None = None  #: how the worst of its task runs ended, of those that did not succeed
-        self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
-        self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
-        self.held: Held = [] if self.gated else NOTHING_HELD  #: not allowed to start yet by its own ``max_parallel``
-        self.busy = 0  #: let through by that gate, and not over
-        self.blocked = 0  #: of these, how many wait for a value
-
-
-class TaskRun:
-    """One execution of a task; one object for each attempt, so that a late attempt is recognised."""
-
-    __slots__ = (
-        "attempt",
-        "extra",
-        "handle",
-        "inputs",
-        "needs",
-        "number",
-        "order",
-        "path",
-        "priority",
-        "requested",
-        "scope",
-        "slot",
-        "status",
-        "task",
-        "upstream",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        task: Any,
-        number: int,
-        inputs: Mapping[str, Any] | None,
-        path: int,
-        order: int,
-        scope: Scope | None,
-        slot: int | None,
-    ) -> None:
-        self.task = task  #: the ``TaskState``; typed Any since the driver's subclass has more
-        self.number = number
-        self.inputs = inputs
-        self.path = path  #: derived from the parent's path and the position among its requests
-        self.order = order  #: how many were scheduled before it
-        self.scope = scope  #: the innermost scope that counts it
-        self.slot = slot  #: its place among the outputs that a join collects; -1: a sibling without one
-        self.status = PENDING
-        self.attempt = 1
-        self.priority = task.priority
-        self.requested = 0  #: how many requests it has made
-        self.upstream: list[Any] | None = None  #: for a join, the outputs of its siblings
-        self.needs: dict[str, Any] | None = None  #: the outputs of its dependencies by name
-        self.extra: Any = None  #: its ``Call``, its ``Place`` or its ``Spread``
-        self.handle: Any = None  #: the driver's, while it runs
-
-    @property
-    def id(self) -> str:
-        """``worker``, or ``worker#2`` from the second spawned one on; ``worker[0]`` for an item of a map."""
-        name: str = self.task.name if self.number == 1 else f"{self.task.name}#{self.number}"
-        return f"{name}[{self.extra.index}]" if type(self.extra) is Place else name
-
-    def begin(self) -> None:
-        """A worker has taken it from its ready queue and is about to call it."""
-        if self.status is not PENDING:
-            raise StateError(f"{self.id} cannot begin: it is {self.status}.")
-        self.status = RUNNING
-
-    def __repr__(self) -> str:
-        return f"<TaskRun {self.id}: {self.status}>"
-
-
-class Scope:
-    """One list of requests, with all that they schedule in turn: what its joins wait for."""
-
-    __slots__ = ("failed", "joins", "open", "outputs", "owner", "parent", "siblings")
-
-    def __init__(self, owner: TaskRun, parent: Scope | None) -> None:
-        self.owner = owner  #: the task run that made the list
-        self.parent = parent  #: where this scope, and each of its joins, counts
-        self.open = 1  #: members not settled yet, and one for the list itself until it is complete
-        self.joins: list[TaskRun] = []
-        self.siblings = 0  #: requests of the list that are no joins
-        self.outputs: list[Any] | None = None  #: one place a sibling; None: no join collects them
-        self.failed: list[str] = []  #: ids of siblings that failed
-
-
-class Watch:
-    """A scope waits for the task runs that one of its requests coalesced with."""
-
-    __slots__ = ("before", "left", "scope", "slot")
-
-    def __init__(self, scope: Scope, slot: int, before: int, left: int) -> None:
-        self.scope = scope
-        self.slot = slot  #: where the output of the last one goes
-        self.before = before  #: it waits for those scheduled before this order
-        self.left = left  #: how many of them have not ended
-
-
-class Call:
-    """A submitted call: what waits for it, and what it waits for. The same object for all its attempts."""
-
-    __slots__ = ("because", "failed", "followers", "id", "left", "run", "settled")
-
-    def __init__(self) -> None:
-        self.id = ""  #: that of its task run
-        self.because: Call | None = None  #: the first of those that it depends on that failed
-        self.left = 0  #: calls that it depends on and that have not ended
-        self.failed: list[str] = []  #: ids of those that failed
-        self.followers: list[Call] = []  #: calls that wait for it
-        self.settled: Status | None = None
-        self.run: TaskRun | None = None  #: its newest attempt, until it has ended
-
-    # What the driver's subclass does. ``run`` is its FlowRun.
-
-    error: BaseException | None  #: why it failed
-    withdrawn: bool  #: it was cancelled, or has ended
-
-    def succeed(self, run: Any, output: Any) -> None:
-        """It gave its output."""
-        raise NotImplementedError("the driver's calls have handles")
-
-    def fail(self, run: Any, error: BaseException, *, cancelled: bool) -> None:
-        """It has failed, was cancelled, or never starts."""
-        raise NotImplementedError("the driver's calls have handles")
-
-    def forget(self) -> None:
-        """It has ended for good."""
-
-
-class Spread:
-    """A task run that is mapped over items."""
-
-    __slots__ = ("left", "outputs")
-
-    def __init__(self, items: int) -> None:
-        self.left = items
-        self.outputs: list[Any] = [None] * items
-
-
-class Place:
-    """Which item of a map a task run is for."""
-
-    __slots__ = ("index", "item", "parent")
-
-    def __init__(self, parent: TaskRun, index: int, item: Any) -> None:
-        self.parent, self.index, self.item = parent, index, item
-
-
-class Settled(NamedTuple):
-    """A task, or a run of it, that ended without a worker."""
-
-    task: TaskState
-    run: TaskRun | None  #: None: nothing was made of it yet
-    status: Status
-    error: Exception | None
-    reason: str
-
-
-class Coalesced(NamedTuple):
-    """A request that was dropped, since a run of its task is pending or under way."""
-
-    task: TaskState
-    kept: Mapping[str, Any] | None  #: the inputs of that one
-    dropped: Mapping[str, Any] | None  #: the inputs of the request
 
 
 class Scheduler:
@@ -1204,16 +997,6 @@ def take_held(held: Held, run: TaskRun) -> bool:
             held.sort()  # a sorted list is a heap
             return True
     return False
-
-
-def note(task: TaskState, status: Status) -> None:
-    """Keep the worst that became of a task's runs."""
-    if task.worst is None or WORSE.index(status) < WORSE.index(task.worst):
-        task.worst = status
-
-
-#: From the worst on.
-WORSE = (FAILED, ABANDONED, CANCELLED, SKIPPED)
 
 
 def _what_it_waits_for(run: TaskRun) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast,
 
 from millstream.context import Context
 from millstream.engine.run import FlowRun
-from millstream.engine.scheduler import Call
+from millstream.engine.states import Call
 from millstream.errors import FlowError, TaskCancelledError
 from millstream.task import check_wait, current_run
 from millstream.values import Status
