@@ -162,12 +162,13 @@ class JumpingClock(VirtualClock):
 
     def _next(self) -> Timer | None:
         with self._changed:
-            while self._timers:
-                _, _, timer = heapq.heappop(self._timers)
-                if timer.call is not None:
-                    self.time = max(self.time, timer.when)
-                    return timer
-            self._thread = None
+            while not self._closed:
+                while self._timers:
+                    _, _, timer = heapq.heappop(self._timers)
+                    if timer.call is not None:
+                        self.time = max(self.time, timer.when)
+                        return timer
+                self._changed.wait()
             return None
 
 

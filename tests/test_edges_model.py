@@ -18,9 +18,10 @@ from hypothesis import Phase, given, settings
 
 from millstream.engine.ready import Ready
 from millstream.engine.scheduler import Coalesced, Scheduler, Settled, TaskRun, TaskState
-from millstream.errors import DependencyFailedError, StateError
+from millstream.errors import DependencyFailedError, StateError, TaskNotFoundError
 from millstream.graph import Graph
 from millstream.values import NextTask, Status
+from tests.test_scheduler import everything
 
 SUCCESS, FAILED, SKIPPED, CANCELLED = Status.SUCCESS, Status.FAILED, Status.SKIPPED, Status.CANCELLED
 PENDING, RUNNING, ABANDONED = Status.PENDING, Status.RUNNING, Status.ABANDONED
@@ -203,8 +204,8 @@ class Bench:
         passed = Counter(run.task.name for run in [*ready, *self.running, *held, *scheduler.limited])
         blocked = Counter(run.task.name for run in self.waiting)
         for name, task in scheduler.tasks.items():
-            assert (task.live, task.blocked) == (count[name], blocked[name])
-            assert task.busy == (passed[name] if task.gated else 0)
+            assert (name, task.live, task.blocked) == (name, count[name], blocked[name])
+            assert scheduler.stopped or task.busy == (passed[name] if task.gated else 0)
         assert scheduler.feeds == len(self.growing)
         edges = scheduler.edges
         assert min(*edges._open_needs, *edges._open_routers, 0) == 0, "no counter is negative"
@@ -437,9 +438,10 @@ class Model:
                 self.coalesced += 1
                 continue
             self.counts[name] = max(self.counts[name] + request.spawn_another, 1)
-            id = f"{name}#{self.counts[name]}" if request.spawn_another and self.counts[name] > 1 else name
-            made.append(Run(id, name))
-            self.live[id] = made[-1]
+            spawned = request.spawn_another and self.counts[name] > 1
+            run = Run(f"{name}#{self.counts[name]}" if spawned else name, name)
+            made.append(run)
+            self.live[run.id] = run
             self.expected.discard(name)
         for run in made:
             before = self.shape.before(run.name)
@@ -660,3 +662,134 @@ def test_any_requests_on_any_graph(shape, random):
     pair.drain()
     assert not pair.model.live
     assert not pair.model.expected
+
+
+# ---- and whatever else may happen: what must be true between any two events -------------------------------
+
+
+class Wild:
+    """Anything at any time, also joins, names that are not there, and the end; no model, but ``Bench.look``."""
+
+    def __init__(self, shape: Shape, random: Any) -> None:
+        self.bench, self.random = Bench(shape), random
+        self.lists: dict[TaskRun, Any] = {}
+
+    def requests(self) -> list[NextTask]:
+        return [self.request() for _ in range(self.random.randint(1, 3))]
+
+    def request(self) -> NextTask:
+        name = self.random.choice([*self.bench.shape.names, "nope"] if self.often(0.1) else self.bench.shape.names)
+        return NextTask(name, None, self.often(0.3), join=self.often(0.2), priority=self.random.choice([None, None, 3]))
+
+    def often(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def refused(self, requests: list[NextTask], call: Any, *args: Any) -> bool:
+        """Make a call; whether it was refused, which must have changed nothing."""
+        if all(request.id != "nope" for request in requests):
+            call(*args)
+            return False
+        before = everything(self.bench.scheduler)
+        with pytest.raises(TaskNotFoundError):
+            call(*args)
+        assert everything(self.bench.scheduler) == before
+        return True
+
+    def step(self) -> None:
+        bench, scheduler = self.bench, self.bench.scheduler
+        steps: list[Any] = [(bench.begin, queue) for queue in bench.queues if queue]
+        steps += [(bench.grant, run) for run in bench.want]
+        steps += [(scheduler.due, run) for run in sorted(scheduler.delayed, key=lambda run: run.id)]
+        for run in bench.running:
+            steps += [(self.finish, run), (self.finish, run), (self.fail, run), (self.retry, run), (self.grow, run)]
+            steps.append((bench.unblock if run in bench.waiting else bench.block, run))
+        doing, subject = self.random.choice(steps)
+        doing(subject)
+        bench.look()
+
+    def finish(self, run: TaskRun) -> None:
+        requests = self.requests() if self.often(0.5) else self.random.choice([None, None, []])
+        if requests and self.refused(requests, self.bench.scheduler.check, requests, run):
+            return
+        self.bench.finish(run, run.id, requests)
+        self.close(run)
+
+    def fail(self, run: TaskRun) -> None:
+        self.bench.leave(run)
+        self.bench.scheduler.failed(run, self.random.choice([FAILED, CANCELLED, ABANDONED]))
+        self.close(run)
+
+    def retry(self, run: TaskRun) -> None:
+        if not self.bench.scheduler.stopped:
+            self.bench.leave(run)
+            again = self.bench.scheduler.retry(run)
+            assert (again.id, again.attempt, again.path) == (run.id, run.attempt + 1, run.path)
+            self.close(run)
+
+    def grow(self, run: TaskRun) -> None:
+        if run not in self.lists:
+            self.lists[run] = self.bench.scheduler.open_list(run)
+            self.bench.growing.append(run)
+        request = self.request()
+        self.refused([request], self.bench.scheduler.request, self.lists[run], request)
+
+    def close(self, run: TaskRun) -> None:
+        if run in self.lists:
+            self.bench.scheduler.close_list(self.lists.pop(run))
+            self.bench.growing.remove(run)
+
+    def stop(self) -> None:
+        bench = self.bench
+        running, free = set(bench.running), bench.free
+        cancelled = bench.scheduler.stop()
+        assert {run.status for run in cancelled} <= {CANCELLED}
+        assert free - running <= set(cancelled)
+        assert not running.intersection(cancelled)
+        bench.want.clear()
+        bench.look()
+        assert bench.free == running
+
+    def over(self) -> bool:
+        bench = self.bench
+        return not (bench.running or bench.ready() or bench.want or bench.scheduler.delayed)
+
+    def drain(self) -> None:
+        """Let everything end that can."""
+        bench = self.bench
+        while not self.over():
+            for run in list(bench.scheduler.delayed):
+                bench.scheduler.due(run)
+            bench.look()
+            for run in list(bench.want):
+                bench.grant(run)
+            for queue in bench.queues:
+                while queue:
+                    bench.begin(queue)
+            bench.look()
+            for run in list(bench.running):
+                bench.finish(run, run.id, [])
+                self.close(run)
+                bench.look()
+
+
+@settings(checked, max_examples=200)
+@given(shape=shapes(), random=st.randoms(use_true_random=False), stops=st.sampled_from([False, False, True]))
+def test_anything_on_any_graph(shape, random, stops):
+    """Whatever happens, nothing begins too early, no limit is exceeded, no count is wrong, and nothing is left."""
+    wild = Wild(shape, random)
+    bench, scheduler = wild.bench, wild.bench.scheduler
+    scheduler.start([NextTask(name) for name in (random.choice(shape.names), shape.names[0])])
+    bench.look()
+    for _ in range(25):
+        if wild.over():
+            break
+        wild.step()
+    if stops:
+        wild.stop()
+    wild.drain()
+    # Only joins can wait for each other, in a circle: a list asks for what depends on its own join.
+    assert scheduler.done or (scheduler.pending and not stops)
+    assert scheduler.under_way == scheduler.feeds == len(scheduler.held) == 0
+    for run in bench.begun:
+        with pytest.raises(StateError):
+            run.begin()

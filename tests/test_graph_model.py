@@ -141,7 +141,7 @@ REQUESTS = ("one", "list", "tuple", "output", "generator")  #: NextTasks, of any
 @st.composite
 def graphs(draw: Any, *, rated: bool = False) -> Graph:
     """Draw a graph of at most 12 tasks."""
-    count = draw(st.integers(2, 12))
+    count = draw(st.integers(3, 12))
     nodes = [Node(number) for number in range(count)]
     graph = Graph(nodes, draw(st.permutations(range(count))))
     flag = st.integers(0, 3).map(lambda number: number == 3)
@@ -149,8 +149,8 @@ def graphs(draw: Any, *, rated: bool = False) -> Graph:
         earlier = st.integers(0, max(0, node.number - 1))
         node.needs = draw(st.lists(earlier, max_size=min(3, node.number), unique=True))
         later = range(node.number + 1, count)
-        if later and draw(flag):
-            node.routes = draw(st.lists(st.sampled_from(later), min_size=1, max_size=4, unique=True))
+        if later and draw(st.sampled_from([False, True, False])):
+            node.routes = draw(st.lists(st.sampled_from(later), min_size=1, max_size=3, unique=True))
         node.value = draw(st.sampled_from([f"v{node.number}", *VALUES]))
     for node in nodes:
         _draw_form(draw, graph, node, flag)
@@ -172,40 +172,44 @@ def _draw_form(draw: Any, graph: Graph, node: Node, flag: Any) -> None:
             node.value = draw(st.sampled_from([0, 7, False]))  # neither name, names nor mapping
         if node.form == "none":
             node.value = None
-    elif draw(flag):
-        node.form = draw(st.sampled_from(REQUESTS))
-    elif draw(flag) and not graph.routers(number) and any(_gives_list(nodes[need]) for need in node.needs):
+    elif not graph.routers(number) and draw(st.booleans()) and any(_gives_list(nodes[need]) for need in node.needs):
         node.over = draw(st.sampled_from([need for need in node.needs if _gives_list(nodes[need])]))
         node.needs = [node.over]
     elif draw(flag):
+        node.form = draw(st.sampled_from(REQUESTS))
+    elif draw(flag):
         node.items = draw(st.lists(st.sampled_from(VALUES), max_size=4))
     if node.items and draw(flag):
-        node.bad_items = tuple(draw(st.lists(st.sampled_from(range(len(node.items))), max_size=2, unique=True)))
+        node.bad_items = tuple(
+            draw(st.lists(st.sampled_from(range(len(node.items))), min_size=1, max_size=2, unique=True))
+        )
 
 
 def _draw_asks(draw: Any, graph: Graph, node: Node) -> None:
     """Whom it chooses or asks for."""
-    if node.form in (*CHOICES, *REQUESTS) and node.form != "none":
-        alone = [route for route in node.routes if graph.routers(route) == [node.number]]
-        # What a generator yields is asked for at once, however many others may choose the same later.
-        may = (
-            (alone if node.form == "generator" else node.routes)
-            if node.routes
-            else [
-                # It cannot have run yet: it waits for this very task, and nobody else may choose it.
-                other
-                for other in sorted(graph.after([node.number]) - {node.number})
-                if not graph.routers(other) and graph.nodes[other].over is None
-            ]
-        )
-        for other in draw(st.lists(st.sampled_from(may), max_size=3, unique=True)) if may else []:
-            node.asks.append(_draw_ask(draw, graph, node, other))
-        if node.form in ("name", "one"):
-            node.asks = node.asks[:1]
-        if node.form == "one" and node.asks:
-            node.asks[0].spawns = 0
-        if not node.asks and node.form != "generator":
-            node.form = draw(st.sampled_from(["names", "mapping"])) if node.routes else "output"
+    if node.form in PLAIN or node.form == "none":
+        return
+    may = _askable(graph, node)
+    least = min(len(may), draw(st.integers(0, 2)))
+    most = 1 if node.form in ("name", "one") else 3
+    for other in draw(
+        st.lists(st.sampled_from(may), min_size=min(least, most), max_size=most, unique=True) if may else st.just([])
+    ):
+        node.asks.append(_draw_ask(draw, graph, node, other))
+    if not node.asks and node.form != "generator":
+        node.form = draw(st.sampled_from(["names", "mapping"])) if node.routes else "output"
+
+
+def _askable(graph: Graph, node: Node) -> list[int]:
+    """Which tasks may be chosen or asked for without that timing decides what becomes of them."""
+    if node.form == "generator" and node.routes:
+        # What it yields is asked for at once, however many others may choose the same later.
+        return [route for route in node.routes if graph.routers(route) == [node.number]]
+    if node.routes:
+        return node.routes
+    # These cannot have run yet: they wait for this very task, and nobody may choose them.
+    later = sorted(graph.after([node.number]) - {node.number})
+    return [other for other in later if not graph.routers(other) and graph.nodes[other].over is None]
 
 
 def _gives_list(node: Node) -> bool:
@@ -216,18 +220,16 @@ def _draw_ask(draw: Any, graph: Graph, node: Node, other: int) -> Ask:
     ask = Ask(other)
     if node.form == "mapping" or (node.form in REQUESTS and draw(st.booleans())):
         ask.payload = draw(st.sampled_from([f"p{node.number}", *VALUES]))
-    if node.form in REQUESTS and node.routes and len(graph.routers(other)) == 1:
-        ask.spawns = draw(st.sampled_from([0, 1, 3]))
+    if node.form in REQUESTS and node.form != "one" and node.routes and len(graph.routers(other)) == 1:
+        ask.spawns = draw(st.sampled_from([3, 0, 1]))
         if ask.spawns:
             ask.payload = f"s{node.number}"
     return ask
 
 
 def _draw_options(draw: Any, node: Node, flag: Any, rated: bool) -> None:
-    if draw(flag):
-        node.fails = draw(st.integers(1, 3))
-    if draw(flag):
-        node.retries = draw(st.integers(0, 3))
+    node.fails = draw(st.sampled_from([1, 2] if node.bad_items else [0, 0, 0, 0, 0, 1, 2]))
+    node.retries = draw(st.sampled_from([None, None, 0, 1, 3]))
     node.on_dep_failure = draw(st.sampled_from(["fail", "skip", "run-anyway"]))
     if node.over is not None and node.on_dep_failure == "run-anyway":
         node.on_dep_failure = "skip"  # there would be nothing to map over
@@ -243,7 +245,7 @@ def _draw_options(draw: Any, node: Node, flag: Any, rated: bool) -> None:
 
 def _draw_start(draw: Any, graph: Graph) -> None:
     """How the run is asked for: all of it, from some tasks on, or up to some."""
-    how = draw(st.sampled_from(["all", "all", "starts", "targets"]))
+    how = draw(st.sampled_from(["all", "starts", "targets"]))
     numbers = st.lists(st.sampled_from(range(len(graph.nodes))), min_size=1, max_size=3, unique=True)
     if how == "starts":
         # Not what may be chosen as well, and not a map that would miss what it is mapped over.

@@ -30,6 +30,7 @@ from millstream import (
     TaskCoalescedEvent,
     TaskFailedError,
     TaskFailureEvent,
+    TaskOutput,
     TaskRetryEvent,
     TaskSkipEvent,
     TaskStartEvent,
@@ -91,6 +92,19 @@ def told(event):
         case TaskCoalescedEvent():
             return f"{event.id} coalesces"
     raise AssertionError(event)
+
+
+class Down:
+    """A service that is down for its first calls."""
+
+    def __init__(self, failures, answer):
+        self.left, self.answer = failures, answer
+
+    def __call__(self):
+        if self.left:
+            self.left -= 1
+            raise OSError("it is down")
+        return self.answer
 
 
 class Recorder(Hook):
@@ -398,11 +412,13 @@ def test_a_run_that_takes_too_long(recorder):
 @on_three
 def test_a_session(flow, recorder):
     """A session is a run: it starts with the block and ends after it, with an event for each call's steps."""
-    square = task("square", retries=1)(lambda n: n * n if recorder.of(TaskRetryEvent) else {}[n])
+    service = Down(1, 9)
+    square = task("square", retries=1)(lambda n: service())
+    plus = task("plus")(lambda n: n + 1)
     with flow.session(run_id="day-1") as session:
         nine = session.submit(square, 3)
         assert nine.result(WATCHDOG) == 9
-        assert session.submit(lambda n: n + 1, nine).result(WATCHDOG) == 10
+        assert session.submit(plus, nine).result(WATCHDOG) == 10
     assert [line.replace("<lambda>", "plus") for line in recorder.story()] == [
         "run starts",
         "square starts (1)",
@@ -420,9 +436,11 @@ def test_a_session(flow, recorder):
 @on_three
 def test_calls_that_fail(flow, recorder):
     """A failed call, and what depends on it, is told when it happens; the end of the run says FAILED."""
-    with pytest.raises(KeyError), flow.session() as session:
-        bad = session.submit(task("bad")(lambda: {}["nothing"]))
-        session.submit(task("after")(lambda value: value), bad)
+    session = flow.session()
+    bad = session.submit(task("bad")(lambda: {}["nothing"]))
+    session.submit(task("after")(lambda value: value), bad)
+    with pytest.raises(KeyError):
+        session.close()
     assert recorder.story() == [
         "run starts",
         "bad starts (1)",
@@ -579,7 +597,7 @@ def test_a_hook_with_one_method_gets_those_events_alone(executor, method):
     with Flow(executor, hooks=hooks) as flow:
         flow.add_task("go", lambda: [NextTask("work", {"n": 1}), NextTask("work", {"n": 2}), NextTask("flaky")])
         flow.add_task("work", lambda n: None)
-        flow.add_task("flaky", lambda: current_task().attempt - 1 or {}["first"], retries=1)
+        flow.add_task("flaky", Down(1, None), retries=1)
         flow.add_task("choose", lambda: "a", routes=["a", "b"])
         flow.add_task("a", lambda: None)
         flow.add_task("b", lambda: None)
@@ -661,8 +679,7 @@ def test_hooks_keep_no_output_alive(recorder):
     hook = fn_hook(on_task_success=lambda event: weak.append(weakref.ref(event.output)), on_run_end=lambda _: None)
     with Flow("thread", hooks=[hook, fn_hook(on_run_end=lambda event: told_of.set())]) as flow:
         flow.add_task("work", lambda ctx: Big())
-        for _ in flow.stream("work"):
-            pass
+        assert len(list(flow.stream("work"))) == 1
         wait(told_of)
         flow.reset()
         flow.run("work")
@@ -677,7 +694,8 @@ class LateLock:
     def __init__(self):
         self.lock = threading.Lock()
         self.slow = None
-        self.held, self.missed, self.passed = threading.Event(), threading.Event(), threading.Event()
+        self.held, self.missed = threading.Event(), threading.Event()
+        self.free, self.passed = threading.Event(), threading.Event()
 
     def acquire(self, blocking=True):
         got = self.lock.acquire(blocking)
@@ -695,6 +713,7 @@ class LateLock:
             self.held.set()
             wait(self.missed)  # somebody leaves a step for us, after our last look
             self.lock.release()
+            self.free.set()
             wait(self.passed)
 
 
@@ -718,12 +737,13 @@ def test_a_start_is_told_before_its_success_in_any_race(recorder):
     context._monitor.lock = lock
     clock = StoppingClock(lock)
     with set_clock(Flow("thread", hooks=[recorder]), clock) as flow:
-        flow.add_task("work", lambda: "done")
+        flow.add_task("work", lambda: lock.free.wait(WATCHDOG) and "done")
         run = flow.start("work", context=context)
         wait(clock.asked)
         lock.slow = threading.current_thread()
         run.report()
         assert run.result(WATCHDOG) == {"work": "done"}
+        recorder.events.wait_for(4)
         assert recorder.story() == ["run starts", "work starts (1)", "work succeeds (1)", "run ends: SUCCESS"]
 
 
@@ -752,7 +772,7 @@ def test_a_hook_that_raises_harms_nothing(executor, recorder, kind, caplog):
     assert [record.levelname for record in errors] == ["ERROR"] * 4
     assert "on_run_start" in errors[0].getMessage()
     assert "run-7" in errors[0].getMessage()
-    assert "broken hook" in str(errors[0].exc_info[1])
+    assert "broken hook" in errors[0].getMessage() + (errors[0].exc_text or "")
 
 
 @on_three
@@ -1012,13 +1032,6 @@ class NoTextError(Exception):
     __repr__ = __str__
 
 
-class ExitsError(Exception):
-    def __str__(self):
-        raise SystemExit("no text")
-
-    __repr__ = __str__
-
-
 class NoTextAtAllError(Exception):
     def __str__(self):
         return 5
@@ -1071,7 +1084,6 @@ class SlottedError(Exception):
 HOSTILE = [
     NotFoundError("key"),
     NoTextError(),
-    ExitsError(),
     NoTextAtAllError(),
     NoEqualityError("odd"),
     NoNotesError("odd"),
@@ -1172,8 +1184,6 @@ def test_an_exception_that_makes_trouble_in_a_list_that_is_pulled(error):
         yield NextTask("good")
         raise error
 
-    from millstream import TaskOutput
-
     with Flow("thread") as flow:
         flow.add_task("bad", lambda: TaskOutput(None, nexts()))
         flow.add_task("good", lambda: "fine")
@@ -1186,7 +1196,7 @@ def test_a_base_exception_that_makes_trouble(executor, recorder):
 
     class OddExit(SystemExit):
         def __repr__(self):
-            raise KeyboardInterrupt
+            raise RuntimeError("no text")
 
         __str__ = __repr__
 
@@ -1214,22 +1224,13 @@ def test_a_report_of_a_run_is_readable_whatever_failed():
 # ---- logging --------------------------------------------------------------------------------------
 
 
-def records_of(caplog):
-    return [
-        (record.levelname, record.getMessage().split(" ", 2)[:2], getattr(record, "task", None), record.attempt)
-        for record in caplog.records
-        if record.name == "millstream"
-    ]
-
-
 @on_three
 def test_a_run_is_logged(executor, caplog):
-    """Start, end, success, retry and skip are INFO, failures WARNING, starts of tasks DEBUG, with run, task, attempt."""
+    """Start, end, success, retry and skip are INFO, failures WARNING, starts of tasks DEBUG, each with its facts."""
     caplog.set_level(logging.DEBUG, logger="millstream")
     with Flow(executor, name="shop") as flow:
-        flow.add_task(
-            "check", lambda: current_task().attempt - 1 and "yes" or {}["first"], retries=1, routes=["yes", "no"]
-        )
+        service = Down(1, "yes")
+        flow.add_task("check", service, retries=1, routes=["yes", "no"])
         flow.add_task("yes", lambda: None)
         flow.add_task("no", lambda: None)
         flow.run(run_id="run-7")

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 
@@ -316,7 +316,7 @@ def test_retries_wait_their_back_off(executor, policy, waits):
         service = Flaky(len(waits), now=clock.now)
         flow.add_task("fetch", service, **policy)
         flow.run("fetch")
-    assert [after - before for before, after in zip(service.at, service.at[1:], strict=False)] == waits
+    assert [after - before for before, after in pairwise(service.at)] == waits
 
 
 def test_jitter_draws_from_the_random_module():
@@ -328,7 +328,7 @@ def test_jitter_draws_from_the_random_module():
         random.seed(7)
         flow.run("fetch")
     draw = random.Random(7).random
-    waits = [after - before for before, after in zip(service.at, service.at[1:], strict=False)]
+    waits = [after - before for before, after in pairwise(service.at)]
     assert waits == pytest.approx([policy.delay(failed, draw) for failed in range(1, 6)])
     assert all(64 * 2**n * 0.5 <= wait <= 64 * 2**n * 1.5 for n, wait in enumerate(waits))
 

@@ -770,10 +770,11 @@ def test_r37_values_are_let_go(kind):
         argument, closed_over = Parcel(), Parcel()
         alive = [weakref.ref(argument), weakref.ref(closed_over)]
         handles = [flow.submit(lambda parcel, other=closed_over: 5, argument)]
-        held = task("held", executor="thread")(Gate()).submit()
+        gate = Gate()
+        held = task("held", executor="thread")(gate).submit()
         handles.append(flow.submit(lambda *given, other=closed_over: 5, argument, [held]))
         handles[1].cancel()
-        held.cancel()
+        gate.opened.set()
         wait(handles, WATCHDOG)
         flow.submit(int).result(WATCHDOG)  # a worker has gone on to another call
         del argument, closed_over

@@ -62,8 +62,8 @@ class Binding:
     """
 
     __slots__ = (
-        "_compiled", "_fixed", "_kinds", "_parameters", "collects", "context_at", "fn", "inferable", "is_async",
-        "takes_context",
+        "_compiled", "_demands", "_inputs", "_kinds", "_parameters", "collects", "context_at", "fn", "inferable",
+        "is_async", "takes_context",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -82,12 +82,16 @@ class Binding:
             if p.default is EMPTY and "input" in kinds[p.name] and p.name not in RESERVED_PARAMETERS
         )
         self._compiled: Invoke | None = None  # as it is called without dependencies
-        # Whether nothing that it takes depends on the task that it is registered as.
-        self._fixed = all(kind in ("context", "inputs", "upstream", "rest", "nothing") for kind in kinds.values())
+        self._inputs = frozenset(name for name, kind in kinds.items() if "input" in kind)
+        self._demands = any(p.default is EMPTY and kinds[p.name] in ("input", "payload") for p in parameters)
+
+    def is_plain(self, needs: Sequence[str]) -> bool:
+        """Whether it takes nothing that the dependencies of a task give, and nothing that inputs must give."""
+        return not self._demands and not self.collects and self._inputs.isdisjoint(needs)
 
     def reads(self, needs: Sequence[str]) -> bool:
         """Whether it takes anything that its dependencies gave."""
-        return self.collects or (not self._fixed and any(name in self._kinds for name in needs))
+        return self.collects or not self._inputs.isdisjoint(needs)
 
     def call_shape(self) -> tuple[bool, tuple[int | None, str] | None, dict[str, Any], tuple[str, ...]]:
         """Return what there is to know for calls: whether it is async, where the context goes, defaults, positions."""
@@ -97,8 +101,6 @@ class Binding:
 
     def required(self, needs: Sequence[str] = (), *, mapped: bool = False) -> tuple[str, ...]:
         """Return the parameters that inputs or dependencies have to fill."""
-        if self._fixed:
-            return ()
         given = ("item", "index", "payload") if mapped else ()
         return tuple(
             p.name
@@ -119,7 +121,7 @@ class Binding:
             mapped: it is called for each item of a map.
         """
         kinds, single = self._kinds, None
-        if (needs or mapped) and not self._fixed:
+        if needs or mapped:
             kinds = {name: _kind_in_flow(name, kind, needs, mapped) for name, kind in kinds.items()}
             single = needs[0] if len(needs) == 1 else None
         if call is not None or (single is not None and "payload" in kinds) or kinds != self._kinds:

@@ -41,7 +41,7 @@ from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor, Workers, blocked_loops
 from millstream.executors.owned import AnyExecutor, Executors
 from millstream.policies import Rate, check_limits
-from millstream.registry import Planned, Registry
+from millstream.registry import Planned, Registry, planned_calls
 from millstream.task import (
     CONSTANT,
     Task,
@@ -706,7 +706,7 @@ class Flow:
             )
         planned, shape = self._callable(fn)
         function = fn.fn if isinstance(fn, Task) else fn
-        adapted = planned.executor.adapt(shape.name, function, shape.context_at is not None)
+        adapted = planned.terms.executor.adapt(shape.name, function, shape.context_at is not None)
         return submit_call(run, planned, shape, adapted, args, kwargs, depends_on)
 
     def _callable(self, fn: Any) -> tuple[Planned, CallShape]:
@@ -736,9 +736,8 @@ class Flow:
         key = (task.name, shape.is_async, task.options if isinstance(fn, Task) else None)
         planned = self._called.get(key)
         if planned is None:
-            planned = self._called[key] = Planned.of_calls(
-                task, shape.is_async, self._executors.get(task.options.executor)
-            )
+            executor = self._executors.get(task.options.executor)
+            planned = self._called[key] = planned_calls(task, shape.is_async, executor)
         return planned, shape
 
     # ---- many runs ----------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A ``Registry`` is changed only by its flow, and never while a run reads it: the flow makes a copy then.
 What follows is worked out when it is first asked for, since a task may name another that is registered
-later. May import: config, graph, task, binding, executors, errors; not the engine.
+later. May import: config, graph, task, binding, executors, errors; of the
+engine only the terms of a task (``engine.states``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from millstream.engine.states import RunTerms
 from millstream.errors import BindingError, FlowError, TaskNotFoundError
 from millstream.graph import Graph, cycles, missing
 from millstream.task import CONSTANT, Task, name_of
@@ -22,46 +24,30 @@ if TYPE_CHECKING:
     from millstream.task import TaskName
 
 
+#: Options that say nothing of how a task's runs are treated.
+EDGES_ALONE = frozenset({"depends_on", "description", "routes"})
+
+
 class Planned:
     """A task as runs call it: what ``engine.run.Planned`` asks for."""
 
-    __slots__ = (
-        "collects", "executor", "expand", "invoke", "is_async", "max_parallel", "name",
-        "needs", "node", "on_dep_failure", "priority", "reads_upstream", "required", "retry", "routes", "timeout",
-        "uses",
-    )  # fmt: skip
-
-    required: tuple[str, ...]
-    collects: bool
-    reads_upstream: bool
-    is_async: bool
-    invoke: Callable[[Any, Any], Any]
-    expand: Callable[[Any, Any], Any] | None
-    needs: Sequence[str]
-    node: int | None
-    routes: tuple[str, ...] | None
+    __slots__ = ("expand", "invoke", "name", "needs", "node", "reads_upstream", "required", "routes", "terms")
 
     def __init__(
         self,
-        task: Task[..., Any],
-        binding: Binding,
-        executor: Executor,
-        *,
+        name: str,
+        terms: RunTerms,
+        invoke: Callable[[Any, Any], Any],
         node: int | None = None,
         needs: Sequence[str] = (),
         routes: tuple[str, ...] | None = None,
+        required: tuple[str, ...] = (),
+        reads_upstream: bool = False,
+        expand: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        options = task.options
-        mapped = options.for_each is not None
-        adapted = executor.adapt(task.name, task.fn, binding.takes_context)
-        self._take(task, executor)
-        self.is_async = binding.is_async
-        self.required = binding.required(needs, mapped=mapped)
-        self.collects = binding.collects
-        self.reads_upstream = binding.reads(needs) or routes is not None or mapped
-        self.invoke = binding.compile(None if adapted is task.fn else adapted, needs, mapped=mapped)
-        self.expand = None if options.for_each is None else _expansion(task.name, options.for_each, self.is_async)
-        self.needs, self.node, self.routes = needs, node, routes
+        self.name, self.terms, self.invoke, self.expand = name, terms, invoke, expand
+        self.node, self.needs, self.routes = node, needs, routes
+        self.required, self.reads_upstream = required, reads_upstream
 
     def payload(self, run: Any) -> Any:
         """Return the payload of a task run, which a router that chooses a bare name sends along."""
@@ -69,24 +55,53 @@ class Planned:
 
         return payload_of(self.needs, run)
 
-    @classmethod
-    def of_calls(cls, task: Task[..., Any], is_async: bool, executor: Executor) -> Planned:
-        """Return how submitted calls of one name and the same options are called; what is called comes with each."""
-        planned: Planned = object.__new__(cls)
-        planned._take(task, executor)
-        planned.is_async = is_async
-        planned.collects = planned.reads_upstream = False
-        planned.invoke, planned.expand = _not_called, None
-        planned.required, planned.needs, planned.node, planned.routes = (), (), None, None
-        return planned
 
-    def _take(self, task: Task[..., Any], executor: Executor) -> None:
-        """Take over what does not depend on the function."""
-        options = task.options
-        self.name, self.executor = task.name, executor
-        self.timeout, self.retry = options.timeout, options.retry
-        self.on_dep_failure, self.max_parallel = options.on_dep_failure, options.max_parallel
-        self.uses, self.priority = options.uses, options.priority
+def planned_task(
+    task: Task[..., Any],
+    binding: Binding,
+    terms: RunTerms,
+    node: int | None,
+    needs: Sequence[str],
+    routes: tuple[str, ...] | None,
+) -> Planned:
+    """Return how runs call a task of a flow."""
+    over = task.options.for_each
+    if over is None and routes is None and binding.is_plain(needs) and not terms.executor.adapts:
+        return Planned(task.name, terms, binding.compile(), node, needs)
+    adapted = terms.executor.adapt(task.name, task.fn, binding.takes_context)
+    invoke = binding.compile(None if adapted is task.fn else adapted, needs, mapped=over is not None)
+    return Planned(
+        task.name,
+        terms,
+        invoke,
+        node=node,
+        needs=needs,
+        routes=routes,
+        required=binding.required(needs, mapped=over is not None),
+        reads_upstream=routes is not None or over is not None or binding.reads(needs),
+        expand=None if over is None else _expansion(task.name, over, terms.is_async),
+    )
+
+
+def planned_calls(task: Task[..., Any], is_async: bool, executor: Executor) -> Planned:
+    """Return how submitted calls of one name and the same options are called; what is called comes with each."""
+    return Planned(task.name, terms_of(task, executor, is_async=is_async, collects=False), _not_called)
+
+
+def terms_of(task: Task[..., Any], executor: Executor, *, is_async: bool, collects: bool) -> RunTerms:
+    """Return what a task's options say of its runs."""
+    options = task.options
+    return RunTerms(
+        executor,
+        is_async=is_async,
+        timeout=options.timeout,
+        retry=options.retry,
+        collects=collects,
+        on_dep_failure=options.on_dep_failure,
+        max_parallel=options.max_parallel,
+        uses=options.uses,
+        priority=options.priority,
+    )
 
 
 def _not_called(run: Any, ctx: Any) -> Any:
@@ -141,7 +156,7 @@ class Registry:
         """What follows from the tasks is not true any more."""
         self._fresh = True  # nothing was worked out yet
         self._planned: dict[str, Planned] = {}
-        self._default: Executor | None = None
+        self._terms: dict[tuple[bool, bool], RunTerms] = {}
         self._names: tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[Exception]] | None = None
         self._functions: dict[int, list[str]] | None = None
         self._graph: Graph | None = None
@@ -333,18 +348,24 @@ class Registry:
         if planned is None and name in self.tasks:
             task, graph = self.tasks[name], self._graph if self._checked else self.graph()
             node = None if graph is None or not graph.has_edges(graph.number[name]) else graph.number[name]
-            executor = task.options.executor
-            if executor is None and self._default is None:
-                self._default = executors.get()
-            planned = self._planned[name] = Planned(
-                task,
-                self.binding(name),
-                self._default if executor is None and self._default is not None else executors.get(executor),
-                node=node,
-                needs=self.dependencies[name],
-                routes=self.routes.get(name),
-            )
+            needs, routes, _ = self._resolved()
+            binding = self.binding(name)
+            terms = self._terms_of(task, binding, executors)
+            planned = planned_task(task, binding, terms, node, needs[name], routes.get(name))
+            self._planned[name] = planned
         return planned
+
+    def _terms_of(self, task: Task[..., Any], binding: Binding, executors: Executors) -> RunTerms:
+        """Return the terms of a task. Most have no options that matter for that, and share theirs."""
+        shared = vars(task.options).keys() <= EDGES_ALONE
+        key = (binding.is_async, binding.collects)
+        terms = self._terms.get(key) if shared else None
+        if terms is None:
+            executor = executors.get(task.options.executor)
+            terms = terms_of(task, executor, is_async=binding.is_async, collects=binding.collects)
+            if shared:
+                self._terms[key] = terms
+        return terms
 
     # ---- flows made of this one -----------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.engine.clock import Timer
 from millstream.engine.ready import Ready
-from millstream.engine.states import Scope, TaskRun, TaskState
+from millstream.engine.states import NO_WATCHES, RunTerms, Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
 from millstream.executors.base import Worker, Workers
 from millstream.task import current_run
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from millstream.engine.record import Failure
     from millstream.engine.run import FlowRun
     from millstream.engine.session import TaskHandle
-    from millstream.policies import Retry
 
 PENDING, RUNNING = Status.PENDING, Status.RUNNING
 ABANDONED, CANCELLED = Status.ABANDONED, Status.CANCELLED
@@ -45,24 +44,39 @@ class RunTask(TaskState):
     """A task of one run: the scheduler's state, and how it is called."""
 
     __slots__ = (
-        "attempt", "began", "ended", "failure", "invoke", "lane", "output", "retry", "routes", "run", "timeout",
-        "unseen", "watched",
+        "attempt", "began", "ended", "failure", "invoke", "lane", "output", "routes", "run", "timeout", "watched",
     )  # fmt: skip
 
-    run: FlowRun
-    lane: Lane
-    invoke: Callable[[Any, Any], Any]
-    timeout: float | None
-    retry: Retry | None
-    routes: tuple[str, ...] | None
-    unseen: bool  #: its attempts by themselves need no watching
-    watched: bool  #: the driver must be told when an attempt begins, and has more to do when it ends
-    # For the report:
-    attempt: int  #: of the newest run, once it has begun
-    began: float | None  #: when the first run began
-    ended: float | None  #: when the newest run that is over ended
-    output: Any  #: of the newest run that succeeded
-    failure: Failure | None  #: the first one
+    terms: RunTerms
+
+    def __init__(
+        self,
+        run: FlowRun,
+        lane: Lane,
+        name: str,
+        terms: RunTerms,
+        invoke: Callable[[Any, Any], Any],
+        routes: tuple[str, ...] | None,
+        node: int | None,
+    ) -> None:
+        # There is one for every task of a graph, and in every run: so no call of ``super``.
+        self.name, self.queue, self.terms, self.node = name, lane.ready, terms, node
+        self.required, self.reads_upstream, self.priority = (), True, terms.priority
+        self.each, self.worst, self.inputs, self.watches = None, None, None, NO_WATCHES
+        self.live = self.runs = self.count = self.static = 0
+        self.gated = terms.gated
+        if terms.gated:
+            self.held, self.busy, self.blocked = [], 0, 0
+        self.run, self.lane, self.invoke = run, lane, invoke
+        self.timeout, self.routes = terms.timeout, routes
+        #: The driver must be told when an attempt begins, and has more to do when it ends.
+        self.watched = True
+        # For the report:
+        self.attempt = 0  #: of the newest run, once it has begun
+        self.began: float | None = None  #: when the first run began
+        self.ended: float | None = None  #: when the newest run that is over ended
+        self.output: Any = None  #: of the newest run that succeeded
+        self.failure: Failure | None = None  #: the first one
 
 
 class Item(TaskRun):

@@ -92,7 +92,7 @@ class Limits:
     def ask(self, run: Any) -> None:
         """``run.run.granted(run)`` is posted as soon as it may start, perhaps at once; else ``run.run.look()``."""
         with self._lock:
-            heappush(self._waiting.setdefault(run.task.uses, []), (-run.priority, next(self._order), run))
+            heappush(self._waiting.setdefault(run.task.terms.uses, []), (-run.priority, next(self._order), run))
             self._asking.add(run)
         self._serve()
         with self._lock:
@@ -103,7 +103,7 @@ class Limits:
     def began(self, run: Any, now: float) -> None:
         """The attempt of a task run begins."""
         with self._lock:
-            for name in run.task.uses:
+            for name in run.task.terms.uses:
                 self._limits[name].began(run, now)
             waits = bool(self._waiting)
         if waits:
@@ -114,7 +114,7 @@ class Limits:
         with self._lock:
             for run in runs:
                 self._asking.discard(run)
-                for name in run.task.uses:
+                for name in run.task.terms.uses:
                     self._limits[name].give_back(run)
             waits = bool(self._waiting)
         if waits:
@@ -135,7 +135,7 @@ class Limits:
         with self._lock:
             if run not in self._asking:
                 return True
-            for name in run.task.uses:
+            for name in run.task.terms.uses:
                 limit = self._limits[name]
                 if isinstance(limit, Starts):
                     return True
@@ -147,7 +147,7 @@ class Limits:
             return any(
                 entry[2].run not in inside and entry[2] in self._asking
                 for uses, queue in self._waiting.items()
-                if not set(uses).isdisjoint(run.task.uses)
+                if not set(uses).isdisjoint(run.task.terms.uses)
                 for entry in queue
             )
 

@@ -24,7 +24,7 @@ from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
 from millstream.engine.limits import Limits
 from millstream.engine.record import Failure, RunRecord, record_of
 from millstream.engine.scheduler import Scheduler
-from millstream.engine.states import Call, Coalesced, OnDepFailure, Place, Scope, Settled, TaskRun
+from millstream.engine.states import Call, Coalesced, Place, RunTerms, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.tell import END, Teller
 from millstream.engine.waiting import GRACE, Waiting
@@ -56,7 +56,6 @@ from millstream.events import (
 )
 from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
-from millstream.policies import Retry
 from millstream.report import RunReport, TaskTrace
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
@@ -70,23 +69,15 @@ OnError = Literal["raise", "continue", "log"]
 
 
 class Planned(Protocol):
-    """What a run needs to know of a task."""
+    """What a run needs to know of a task, and what is its own."""
 
     name: str
-    timeout: float | None
-    is_async: bool
+    terms: RunTerms
     invoke: Callable[[Any, Any], Any]
     expand: Callable[[Any, Any], Any] | None  #: for a task that is mapped: gives its ``Items``
     required: tuple[str, ...]
-    collects: bool
     reads_upstream: bool
-    executor: Any  #: an executor of ``executors.base``
     node: int | None
-    on_dep_failure: OnDepFailure
-    max_parallel: int | None
-    uses: tuple[str, ...]
-    priority: int
-    retry: Retry | None
     routes: tuple[str, ...] | None
 
     def payload(self, run: Any) -> Any: ...
@@ -174,6 +165,8 @@ class FlowRun(Waiting):
         self._errors: list[BaseException] = []
         self._error: BaseException | None = None
         self._status = self._status_at_end = RUNNING
+        self._newest_lane: Any = None  # that of ``_newest_terms``
+        self._newest_terms: RunTerms | None = None
         self._called: dict[Planned, RunTask] = {}  # tasks of submitted calls
         self._driven: list[Workers] = []  # those that work in the thread that waits
         self._timers: list[Timer] = []
@@ -500,7 +493,7 @@ class FlowRun(Waiting):
 
     def _tries_again(self, item: Item, error: BaseException, status: Status) -> bool:
         """Schedule the next attempt, if there is one."""
-        retry = item.task.retry
+        retry = item.task.terms.retry
         raised = error.__cause__ if type(error) is TaskFailedError and error.__cause__ is not None else error
         if retry is None or self.stopping or not retry.again(raised, item.attempt):
             return False
@@ -562,7 +555,7 @@ class FlowRun(Waiting):
             return None
         users = []
         for part in self.scheduler.unmap(item):
-            if self.scheduler.cancel(part) and part.task.uses:
+            if self.scheduler.cancel(part) and part.task.terms.uses:
                 users.append(part)
         if users:
             self.monitor.later.append((self.plan.limits.give_back, (users,)))
@@ -658,9 +651,10 @@ class FlowRun(Waiting):
             raise FlowClosedError(f"Run {self.id}")
         task = self._called.get(planned)
         if task is None:
-            task = self.make_task(planned, self._lane(planned.executor, planned.is_async), part=False)
-            task.node, task.required, task.routes, task.invoke = None, (), None, invoke
-            self._called[planned] = task
+            terms = planned.terms
+            lane = self._lane(terms.executor, terms.is_async)
+            task = self._called[planned] = RunTask(self, lane, planned.name, terms, invoke, None, None)
+            self.met.append(task)
             self.scheduler.called.append(task)
         if parent is None:
             path = hash((2, len(self._called), self.scheduler.scheduled))
@@ -691,7 +685,7 @@ class FlowRun(Waiting):
             if delay is not None:
                 delay.cancel()
                 later.append((self.clock.tidy, ()))
-            if item.task.uses:
+            if item.task.terms.uses:
                 later.append((self.plan.limits.give_back, ((item,),)))
         # Else a worker has just taken it, and finds that it has no handle any more.
         call.fail(self, TaskCancelledError(item.id), cancelled=True)
@@ -707,13 +701,13 @@ class FlowRun(Waiting):
         if task.began is None:
             task.began = now
         task.attempt = item.attempt
-        if self._ends_unseen and task.unseen and item.extra is None:
+        if self._ends_unseen and task.terms.unseen and item.extra is None:
             task.watched = False  # the first one was all that there was to know
             return
         if task.timeout is not None:
             item.limit = now + task.timeout
             item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
-        if task.uses:
+        if task.terms.uses:
             self.plan.limits.began(item, now)
         if self.trace is not None:
             item.where = where(item)
@@ -724,7 +718,7 @@ class FlowRun(Waiting):
     def _watch_success(self, item: Item, output: Any) -> None:
         """An attempt of a task that is watched succeeded."""
         task = item.task
-        if task.uses:
+        if task.terms.uses:
             self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
         if isinstance(item.extra, Call):
             item.extra.succeed(self, output)
@@ -739,7 +733,7 @@ class FlowRun(Waiting):
         task = item.task
         if delay is None:
             task.ended = self.clock.now()
-        if task.uses:
+        if task.terms.uses:
             self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
         cancelled = isinstance(error, TaskCancelledError)
         if self.trace is not None:
@@ -874,7 +868,7 @@ class FlowRun(Waiting):
         users = []
         for item in self.scheduler.stop():
             self._close_list(item)
-            if item.task.uses:
+            if item.task.terms.uses:
                 users.append(item)
             if isinstance(item.extra, Call):
                 item.extra.fail(self, TaskCancelledError(item.id), cancelled=True)
@@ -1040,34 +1034,38 @@ class FlowRun(Waiting):
         planned = self.plan.find(name)
         if planned is None:
             return None
-        lane = self._lane(planned.executor, planned.is_async)
-        task = self.make_task(planned, lane, part=False)
+        terms = planned.terms
+        lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)
         if planned.expand is not None:
-            task.each = self.make_task(planned, lane, part=True)
-            task.invoke, task.timeout, task.retry, task.routes = planned.expand, None, None, None
+            return self._meet_map(planned, lane)
+        task = RunTask(self, lane, planned.name, terms, planned.invoke, planned.routes, planned.node)
+        task.required, task.reads_upstream = planned.required, planned.reads_upstream
+        self.met.append(task)
         return task
 
-    def make_task(self, planned: Planned, lane: Lane, *, part: bool) -> RunTask:
-        """Return what this run knows of a task, or (``part``) of the items that it is mapped over."""
-        mapped = planned.expand is not None and not part
-        task = RunTask(
-            planned.name,
-            lane.ready,
-            required=planned.required,
-            collects=planned.collects,
-            reads_upstream=planned.reads_upstream,
-            node=None if part else planned.node,
-            on_dep_failure=planned.on_dep_failure,
-            max_parallel=None if mapped else planned.max_parallel,
-            uses=() if mapped else planned.uses,
-            priority=planned.priority,
+    def _lane_for(self, terms: RunTerms) -> Lane:
+        """Return the lane of tasks of a kind; most tasks of a flow are of one kind."""
+        lane = self._newest_lane = self._lane(terms.executor, terms.is_async)
+        self._newest_terms = terms
+        return lane
+
+    def _meet_map(self, planned: Planned, lane: Lane) -> RunTask:
+        """The task and its items: the gates, the timeout and the retries are for the items."""
+        terms, expand = planned.terms, planned.expand
+        assert expand is not None, "it is mapped"
+        plain = RunTerms(
+            terms.executor,
+            is_async=terms.is_async,
+            timeout=None,
+            retry=None,
+            collects=terms.collects,
+            on_dep_failure=terms.on_dep_failure,
+            priority=terms.priority,
         )
-        task.run, task.lane, task.invoke, task.timeout = self, lane, planned.invoke, planned.timeout
-        task.retry, task.routes, task.watched = planned.retry, planned.routes, True
-        task.unseen = not (planned.uses or planned.retry or planned.timeout)
-        task.attempt, task.began, task.ended, task.output, task.failure = 0, None, None, None, None
-        if not part:
-            self.met.append(task)
+        task = RunTask(self, lane, planned.name, plain, expand, None, planned.node)
+        task.required, task.reads_upstream = planned.required, planned.reads_upstream
+        task.each = RunTask(self, lane, planned.name, terms, planned.invoke, planned.routes, None)
+        self.met.append(task)
         return task
 
     def _lane(self, executor: Any, is_async: bool) -> Lane:
@@ -1121,7 +1119,7 @@ class FlowRun(Waiting):
 
     def _explain(self, item: Item, error: BaseException) -> None:
         """Note on a failure where it comes from."""
-        tried = "" if item.task.retry is None else f", attempt {item.attempt}"
+        tried = "" if item.task.terms.retry is None else f", attempt {item.attempt}"
         note = f"In task run {item.id}{tried} of flow run {self.id} ({self.plan.flow})."
         add_note(error, note)
 

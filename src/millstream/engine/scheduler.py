@@ -128,7 +128,7 @@ class Scheduler:
     def structural_waits(self) -> list[tuple[str, str]]:
         """Return who waits for whom by the shape of the run: pairs of id and what it waits for."""
         waits = [(run.id, _what_it_waits_for(run)) for run in self.pending]
-        waits += [(run.id, f"a limit ({', '.join(run.task.uses)})") for run in self.limited]
+        waits += [(run.id, f"a limit ({', '.join(run.task.terms.uses)})") for run in self.limited]
         if self.edges is not None:
             waits += [(run.id, ", ".join(self.edges.waits_for(run.task.node))) for run in self.edges.parked()]
         return waits
@@ -265,15 +265,16 @@ class Scheduler:
     def blocked(self, task: TaskState) -> None:
         """A dispatched run of ``task`` waits for a value: it does not count for ``max_parallel``."""
         self._blocked += 1
-        task.blocked += 1
-        if task.held:
+        if task.gated:
+            task.blocked += 1
             self._admit_of(task)
         self._work_off()
 
     def unblocked(self, task: TaskState) -> None:
         """It goes on."""
         self._blocked -= 1
-        task.blocked -= 1
+        if task.gated:
+            task.blocked -= 1
 
     def stop(self) -> list[TaskRun]:
         """Cancel whatever has not begun, start nothing more; return what was cancelled.
@@ -287,7 +288,7 @@ class Scheduler:
         cancelled = [*ready, *self.pending, *self.limited, *self.delayed]
         cancelled += [entry[2] for entry in self.held]
         for task in self._states():
-            if task.held:
+            if task.gated and task.held:
                 cancelled += [entry[2] for entry in task.held]
                 task.held.clear()
         if self.edges is not None:
@@ -314,7 +315,7 @@ class Scheduler:
             passed = False
         elif run in self.limited:
             self.limited.discard(run)
-        elif take_held(run.task.held, run):
+        elif run.task.gated and take_held(run.task.held, run):
             passed = False
         elif run.task.queue.remove(run):
             self.under_way -= 1
@@ -350,7 +351,7 @@ class Scheduler:
         """
         joins = self.check((request,))
         owner = scope.owner
-        if joins and scope.siblings and scope.outputs is None and self.tasks[request.id].collects:
+        if joins and scope.siblings and scope.outputs is None and self.tasks[request.id].terms.collects:
             raise BindingError(request.id, "upstream", ("a join requested before its siblings",))
         if self.stopped:
             return
@@ -456,7 +457,12 @@ class Scheduler:
         self.under_way += 1
         run.extra = None
         each = run.task.each
-        waiting = [*(entry[2] for entry in each.held), *self.limited, *self.delayed, *each.queue]
+        waiting = [
+            *(entry[2] for entry in (each.held if each.gated else ())),
+            *self.limited,
+            *self.delayed,
+            *each.queue,
+        ]
         waiting += [entry[2] for entry in self.held]
         return [part for part in waiting if type(part.extra) is Place and part.extra.parent is run]
 
@@ -657,7 +663,7 @@ class Scheduler:
         edges, task = self.edges, run.task
         assert edges is not None, "only a graph has nodes"
         edges.fired[task.node] = 0  # what led to it is served by this run
-        if failed and task.on_dep_failure != "run-anyway":
+        if failed and task.terms.on_dep_failure != "run-anyway":
             self._drop(run, [edges.graph.names[node] for node in failed])
             return
         run.needs = edges.upstream(task.node)
@@ -668,7 +674,7 @@ class Scheduler:
         task = run.task
         if not task.gated:
             self._dispatch(run)
-        elif task.max_parallel is None:
+        elif task.terms.max_parallel is None:
             self._let_on(run)
         else:
             heappush(task.held, (-run.priority, run.order, run))
@@ -677,7 +683,7 @@ class Scheduler:
     def _let_on(self, run: TaskRun) -> None:
         """A task run passes the gate of its task."""
         run.task.busy += 1
-        if run.task.uses:
+        if run.task.terms.uses:
             self.limited.add(run)
             self.outbox.append(run)
         else:
@@ -691,7 +697,7 @@ class Scheduler:
 
     def _admit_of(self, task: TaskState) -> None:
         """Let on what ``max_parallel`` of a task held back, as far as it allows now."""
-        limit = task.max_parallel
+        limit = task.terms.max_parallel
         while task.held and limit is not None and task.busy - task.blocked < limit:
             self._let_on(heappop(task.held)[2])
 
@@ -744,7 +750,7 @@ class Scheduler:
 
     def _drop(self, run: TaskRun, failed: list[str]) -> None:
         """A task run does not start, since what it depends on has failed."""
-        skip = run.task.on_dep_failure == "skip"
+        skip = run.task.terms.on_dep_failure == "skip"
         error = DependencyFailedError(run.id, failed)
         status = SKIPPED if skip else FAILED
         self.outbox.append(Settled(run.task, run, status, error, str(error)))
@@ -825,11 +831,11 @@ class Scheduler:
         fired, edges.fired[node] = edges.fired[node], 0
         if edges.unchosen(node):
             self._skip(task, node, "it was not chosen")
-        elif failed and task.on_dep_failure != "run-anyway":
+        elif failed and task.terms.on_dep_failure != "run-anyway":
             names = [edges.graph.names[each] for each in failed]
             edges.fell(node)
             error = DependencyFailedError(task.name, names)
-            self._never(task, SKIPPED if task.on_dep_failure == "skip" else FAILED, error, str(error))
+            self._never(task, SKIPPED if task.terms.on_dep_failure == "skip" else FAILED, error, str(error))
         elif fired or failed:
             self._follow_edge(task, node)
         elif not task.runs:
@@ -890,7 +896,7 @@ class Scheduler:
     def _call_ready(self, run: TaskRun) -> None:
         """A submitted call waits for no other one any more."""
         call = run.extra
-        if call.failed and run.task.on_dep_failure != "run-anyway":
+        if call.failed and run.task.terms.on_dep_failure != "run-anyway":
             self._drop(run, call.failed)
         else:
             self._pass(run)
@@ -913,7 +919,7 @@ class Scheduler:
                 if follower.left:
                     continue
                 self.pending.discard(waiting)
-                if follower.failed and waiting.task.on_dep_failure != "run-anyway":
+                if follower.failed and waiting.task.terms.on_dep_failure != "run-anyway":
                     self._drop_call(waiting, follower)
                     todo.append((follower, waiting))
                 else:
@@ -921,7 +927,7 @@ class Scheduler:
 
     def _drop_call(self, run: TaskRun, call: Call) -> None:
         """As ``_drop``, for one of a chain of calls: a long chain must not recurse."""
-        skip = run.task.on_dep_failure == "skip"
+        skip = run.task.terms.on_dep_failure == "skip"
         error = DependencyFailedError(run.id, call.failed)
         run.status = call.settled = SKIPPED if skip else FAILED
         run.task.live -= 1
@@ -969,7 +975,7 @@ class Scheduler:
             for run in scope.joins:
                 self.pending.discard(run)
                 run.upstream = scope.outputs
-                if scope.failed and run.task.on_dep_failure != "run-anyway":
+                if scope.failed and run.task.terms.on_dep_failure != "run-anyway":
                     self._drop(run, scope.failed)
                 elif run.task.node is not None:
                     self._wait_for_edges(run, None)

@@ -7,11 +7,14 @@ May import: ready, values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from millstream.engine.ready import Ready
 from millstream.errors import StateError
 from millstream.values import Status
+
+if TYPE_CHECKING:
+    from millstream.policies import Retry
 
 PENDING, RUNNING, SUCCESS = Status.PENDING, Status.RUNNING, Status.SUCCESS
 FAILED, CANCELLED, ABANDONED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.ABANDONED, Status.SKIPPED
@@ -31,45 +34,71 @@ OnDepFailure = Literal["fail", "skip", "run-anyway"]
 Held = list[tuple[int, int, "TaskRun"]]
 
 
-#: Never added to: lists of their own are for tasks that need them.
+#: Never added to: a list of its own is for a task that needs one.
 NO_WATCHES: list[Watch] = []
-NOTHING_HELD: Held = []
+
+
+class Terms:
+    """How the runs of a task are to be treated; tasks that are alike share one."""
+
+    __slots__ = ("collects", "gated", "max_parallel", "on_dep_failure", "priority", "uses")
+
+    def __init__(
+        self,
+        *,
+        collects: bool = False,
+        on_dep_failure: OnDepFailure = "fail",
+        max_parallel: int | None = None,
+        uses: tuple[str, ...] = (),
+        priority: int = 0,
+    ) -> None:
+        self.collects = collects  #: as a join, it reads the outputs of its siblings
+        self.on_dep_failure = on_dep_failure
+        self.max_parallel = max_parallel  #: task runs of it dispatched and not blocked at once
+        self.uses = uses  #: names of limits that each of its attempts holds
+        self.priority = priority
+        self.gated = max_parallel is not None or bool(uses)
+
+
+class RunTerms(Terms):
+    """The same for the driver: how its runs are called."""
+
+    __slots__ = ("executor", "is_async", "retry", "timeout", "unseen")
+
+    def __init__(
+        self, executor: Any, *, is_async: bool, timeout: float | None, retry: Retry | None, **terms: Any
+    ) -> None:
+        super().__init__(**terms)
+        self.executor = executor  #: one of ``executors.base``
+        self.is_async = is_async
+        self.timeout, self.retry = timeout, retry
+        self.unseen = not (self.uses or retry or timeout)  #: its attempts by themselves need no watching
 
 
 class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
     __slots__ = (
-        "blocked", "busy", "collects", "count", "each", "gated", "held", "inputs", "live", "max_parallel", "name",
-        "node", "on_dep_failure", "priority", "queue", "reads_upstream", "required", "runs", "static", "uses",
-        "watches", "worst",
+        "blocked", "busy", "count", "each", "gated", "held", "inputs", "live", "name", "node", "priority", "queue",
+        "reads_upstream", "required", "runs", "static", "terms", "watches", "worst",
     )  # fmt: skip
 
     def __init__(
         self,
         name: str,
         queue: Ready,
-        *,
-        required: tuple[str, ...] = (),
-        collects: bool = False,
-        reads_upstream: bool = True,
+        terms: Terms,
         node: int | None = None,
-        on_dep_failure: OnDepFailure = "fail",
-        max_parallel: int | None = None,
-        uses: tuple[str, ...] = (),
-        priority: int = 0,
+        required: tuple[str, ...] = (),
+        reads_upstream: bool = True,
     ) -> None:
         self.name = name
         self.queue = queue  #: the ready queue that its task runs go to
-        self.required = required  #: parameters that inputs or dependencies must fill
-        self.collects = collects  #: as a join, it reads the outputs of its siblings
-        self.reads_upstream = reads_upstream  #: it takes what its dependencies gave
+        self.terms = terms
         self.node = node  #: its number in the graph; None without edges
-        self.on_dep_failure = on_dep_failure
-        self.max_parallel = max_parallel  #: task runs of it dispatched and not blocked at once
-        self.uses = uses  #: names of limits that each of its attempts holds
-        self.priority = priority
-        self.gated = max_parallel is not None or bool(uses)
+        self.required = required  #: parameters that inputs or dependencies must fill
+        self.reads_upstream = reads_upstream  #: it takes what its dependencies gave
+        self.priority = terms.priority
         self.each: TaskState | None = None  #: for a task that is mapped over items: those
         self.live = 0  #: task runs pending or under way
         self.runs = 0  #: task runs that have ended
@@ -78,9 +107,11 @@ class TaskState:
         self.worst: Status | None = None  #: how the worst of its task runs ended, of those that did not succeed
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
         self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
-        self.held: Held = [] if self.gated else NOTHING_HELD  #: not allowed to start yet by its own ``max_parallel``
-        self.busy = 0  #: let through by that gate, and not over
-        self.blocked = 0  #: of these, how many wait for a value
+        self.gated = terms.gated
+        if terms.gated:  # else nobody looks at these
+            self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
+            self.busy = 0  #: let through by that gate, and not over
+            self.blocked = 0  #: of these, how many wait for a value
 
 
 class TaskRun:

@@ -106,6 +106,9 @@ class Workers(ABC):
 class Executor(ABC):
     """Where tasks are called. One executor may serve many flows and runs."""
 
+    #: Whether ``adapt`` may return something else than it is given.
+    adapts: bool = False
+
     @abstractmethod
     def serve(self, *, is_async: bool, loop: Any = None, driven: bool = False) -> Workers | None:
         """Return the workers that call plain (or ``async``) tasks of one run.

@@ -45,7 +45,7 @@ class PoolExecutor(Executor):
         if not isinstance(executor, concurrent.futures.Executor):
             raise TypeError(f"PoolExecutor wraps a concurrent.futures.Executor, not {executor!r}.")
         self._pool = executor
-        self._remote = is_process_pool(executor)
+        self._remote = self.adapts = is_process_pool(executor)
         self._places = places_of(executor)
         self._closed = False
 
