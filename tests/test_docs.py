@@ -32,7 +32,7 @@ def blocks(document: Path) -> list[tuple[str, str]]:
 
 
 def fits(expected: str, line: str) -> bool:
-    pattern = ".*".join(re.escape(part) for part in expected.strip().split("..."))
+    pattern = ".*".join(re.escape(part) for part in expected.rstrip().split("..."))
     return re.fullmatch(pattern, line.rstrip()) is not None
 
 

@@ -875,3 +875,68 @@ def test_any_loop_goes_round_as_often_as_its_router_says(kind, executor):
         assert rows == dict.fromkeys(needs_of, ("SUCCESS", turns)) | {"exit": ("SUCCESS", 1)}
 
     check()
+
+
+@st.composite
+def rounds(draw: Any) -> tuple[list[list[int]], list[int], list[int]]:
+    """Draw what each task depends on, the order of registration, and which tasks are asked for again, one by one."""
+    count = draw(st.integers(2, 7))
+    needs: list[list[int]] = [[]]
+    for number in range(1, count):
+        needs.append(draw(st.lists(st.integers(0, number - 1), max_size=3, unique=True)))
+    again = draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=3))
+    return needs, draw(st.permutations(range(count))), again
+
+
+def test_any_task_that_is_asked_for_again_takes_what_follows_along(kind, executor):
+    """A later request runs the task and all that depends on it once more, with the newest outputs of all others."""
+
+    @settings(checked, max_examples=25)
+    @given(rounds())
+    def check(drawn):
+        needs, registered, again = drawn
+        seen: list[tuple[str, int, dict[str, int]]] = []  # appending is atomic
+        left = list(again)
+
+        def member(number: int) -> Any:
+            def call(upstream):
+                turn = sum(name == f"t{number}" for name, _, _ in seen)
+                seen.append((f"t{number}", turn, dict(upstream)))
+                return turn
+
+            async def call_async(upstream):
+                await asyncio.sleep(0)
+                return call(upstream)
+
+            return call_async if kind == "asyncio" else call
+
+        with Flow(executor) as flow:
+            flow.add_task("last", lambda: NextTask(f"t{left.pop(0)}") if left else "end", depends_on=all_of(needs))
+            for number in registered:
+                flow.add_task(f"t{number}", member(number), depends_on=[f"t{need}" for need in needs[number]])
+            run = flow.start(timeout=WATCHDOG)
+            assert run.result(WATCHDOG) == {"last": "end"}
+        assert sorted(seen, key=repr) == sorted(turns_of(needs, again), key=repr)
+        rows = {name: (str(row.status), row.runs) for name, row in run.report().tasks.items()}
+        calls = Counter(name for name, _, _ in seen)
+        assert rows == {name: ("SUCCESS", runs) for name, runs in calls.items()} | {"last": ("SUCCESS", 1 + len(again))}
+
+    check()
+
+
+def all_of(needs: list[list[int]]) -> list[str]:
+    return [f"t{number}" for number in range(len(needs))]
+
+
+def turns_of(needs: list[list[int]], again: list[int]) -> list[tuple[str, int, dict[str, int]]]:
+    """Say who is called for which time, with which turns of those before it."""
+    turn = dict.fromkeys(range(len(needs)), -1)
+    called = []
+    for asked in [None, *again]:
+        moved = set()
+        for number, before in enumerate(needs):
+            if asked is None or number == asked or moved & set(before):
+                moved.add(number)
+                turn[number] += 1
+                called.append((f"t{number}", turn[number], {f"t{need}": turn[need] for need in before}))
+    return called

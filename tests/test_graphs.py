@@ -17,7 +17,9 @@ from millstream import (
     BindingError,
     ConfigError,
     Context,
+    ContextKeyError,
     CycleError,
+    DeadlockError,
     DependencyFailedError,
     Flow,
     FlowClosedError,
@@ -185,6 +187,30 @@ def test_a_function_under_two_names_has_to_be_named(inline):
     assert inline.dependencies["sum"] == ("load",)
 
 
+def test_bound_methods_can_be_named(inline):
+    """A method is the same dependency, route and target each time it is taken from its object."""
+
+    class Etl:
+        def __init__(self, flow):
+            flow.add_task("load", self.load, depends_on=[self.extract])
+            flow.add_task("extract", self.extract, routes=[self.mail])
+            flow.add_task("mail", self.mail)
+
+        def extract(self):
+            return "raw"
+
+        def load(self, extract):
+            return f"loads {extract}"
+
+        def mail(self):
+            return "mailed"
+
+    etl = Etl(inline)
+    assert dict(inline.dependencies) == {"load": ("extract",), "extract": (), "mail": ()}
+    assert dict(inline.routes) == {"extract": ("mail",)}
+    assert inline.run(targets=[etl.load]) == {"load": "loads raw"}
+
+
 def test_an_empty_list_turns_inference_off(inline):
     """``depends_on=[]`` means no dependencies, whatever the parameters are called."""
     inline.add_task("rows", lambda: [1, 2])
@@ -305,6 +331,19 @@ def test_a_parameter_that_bears_its_own_task_s_name_is_no_dependency(inline):
 
     assert dict(inline.dependencies) == {"size": ()}
     assert inline.run("size", {"size": 2}) == {"size": 3}
+
+
+def test_a_reset_may_forget_the_graph(inline):
+    """``reset(keep_tasks=False)`` forgets tasks and edges, ``reset()`` neither."""
+    add_etl(inline)
+    inline.connect("clean >> enrich")
+    inline.reset()
+    assert inline.dependencies["enrich"] == ("extract", "clean")
+    inline.reset(keep_tasks=False)
+    assert not inline.tasks
+    assert not inline.dependencies
+    add_etl(inline)
+    assert dict(inline.dependencies) == ETL
 
 
 def test_the_registry_may_change_between_runs(inline):
@@ -581,7 +620,7 @@ def test_a_missing_name_comes_with_the_nearest(inline):
 
 
 def test_a_function_of_another_flow_is_not_found(inline):
-    """A function that only another flow knows is a TaskNotFoundError with a hint."""
+    """A function that only another flow knows is a TaskNotFoundError with a hint, a new one for each run."""
     with Flow("inline") as other:
 
         @other.task
@@ -592,6 +631,13 @@ def test_a_function_of_another_flow_is_not_found(inline):
     [problem] = problems(inline)
     assert isinstance(problem, TaskNotFoundError)
     assert "another flow" in "".join(problem.__notes__)
+    caught = []
+    for _ in range(2):
+        with pytest.raises(TaskNotFoundError) as each:
+            inline.run()
+        caught.append((each.value, len(each.traceback), each.value.__notes__))
+    assert caught[0][0] is not caught[1][0]
+    assert caught[0][1:] == caught[1][1:]
 
 
 @pytest.mark.parametrize(
@@ -702,7 +748,7 @@ def test_roots_start_in_the_order_of_registration(inline):
     assert set(order[4:]) == set("zy")
 
 
-def test_the_entry_comes_first(either):
+def test_the_entry_comes_first():
     """A declared entry is the start, also when there are other roots; the rest of the graph stays out."""
     with Flow("inline", entry="clean") as flow:
         flow.add_task("extract", lambda: [1])
@@ -1695,7 +1741,7 @@ def test_a_loop_through_routes_goes_on_until_nothing_is_chosen(flow):
     assert {name: row.runs for name, row in flow.report().tasks.items()} == {"work": 5, "check": 5, "done": 1}
 
 
-def test_a_loop_closed_by_a_dependency_passes_the_output_on(either):
+def test_a_loop_closed_by_a_dependency_passes_the_output_on():
     """A dependency that leads back is not waited for at first; once it has run, its output arrives."""
     with Flow("inline", max_task_runs=50) as flow:
         flow.add_task("guess", lambda measure=0: "measure" if measure < 3 else "done", routes=["measure", "done"])
@@ -1787,6 +1833,25 @@ def test_a_join_s_parameters_are_filled_by_dependencies_too(either):
 
     assert either.run("split") == {"merge": ([1], [[1], 2])}
     assert either.report().tasks["merge"].runs == 1
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_join_of_a_growing_list_waits_for_static_successors(flow, lazy):
+    """A generator task, and a list that is pulled, may ask for the join first: it still comes last."""
+    order = []
+
+    def requests():
+        yield NextTask("merge", join=True)
+        yield from (NextTask("part", {"n": n}, spawn_another=True) for n in range(3))
+
+    flow.add_task("split", (lambda: TaskOutput(None, requests())) if lazy else requests)
+    flow.add_task("part", lambda n: n)
+    flow.add_task("after", lambda part: order.append("after"))
+    flow.add_task("merge", lambda upstream: order.append("merge") or upstream)
+
+    assert flow.run("split") == {"after": None, "merge": [0, 1, 2]}
+    assert order[-1] == "merge"
+    assert set(order[:-1]) == {"after"}
 
 
 def test_a_join_leads_to_its_static_successors(either):
@@ -2060,6 +2125,60 @@ def test_two_routers_may_choose_one_task(either):
         assert results.get("ship") == ("shipped" if runs else None)
 
 
+def test_a_stream_has_no_chunk_of_what_was_skipped(flow):
+    """A chunk comes for each task run that finished, after everything that caused it."""
+    flow.add_task("check", lambda: "left", routes=["left", "right"])
+    flow.add_task("left", lambda: 1)
+    flow.add_task("right", lambda: 2)
+    flow.add_task("end", lambda left, right: (left, right))
+
+    assert list(flow.stream()) == [StreamChunk("check", "left"), StreamChunk("left", 1), StreamChunk("end", (1, None))]
+
+
+def test_a_graph_runs_on_the_loop_of_the_caller():
+    """``arun`` and ``astream`` run coroutines of a graph on the running loop."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with Flow("asyncio") as flow:
+
+            @flow.task
+            async def extract():
+                return asyncio.get_running_loop() is loop
+
+            flow.add_task("clean", lambda extract: extract)
+            flow.add_task("load", lambda clean, extract: [clean, extract])
+            chunks = [chunk.task_id async for chunk in flow.astream()]
+            return await flow.arun(), chunks
+
+    assert asyncio.run(main()) == ({"load": [True, True]}, ["extract", "clean", "load"])
+
+
+def test_many_runs_of_one_graph_at_once(executor):
+    """Runs from several threads share the graph and nothing else."""
+    with Flow(executor) as flow:
+        flow.add_task("start", lambda n: n)
+        flow.add_task("left", lambda start: start + 1)
+        flow.add_task("right", lambda start: "right" if start % 2 else "other", routes=["other"])
+        flow.add_task("other", lambda payload: payload)
+        flow.add_task("end", lambda left, other: (left, other))
+
+        def run(n):
+            return flow.run("start", {"n": n})["end"]
+
+        with ThreadPoolExecutor(4) as callers:
+            assert list(callers.map(run, range(40))) == [(n + 1, None if n % 2 else n) for n in range(40)]
+
+
+def test_a_request_from_a_submitted_call_may_lead_into_the_graph(either):
+    """A call of a session that asks for a task with edges starts it, and its successors follow."""
+    add_etl(either)
+    with either.session() as session:
+        handle = session.submit(lambda: NextTask("extract"))
+        assert handle.result(WATCHDOG) is None
+    assert session.result() == {"load": [["a", "b"], 2]}
+
+
 # ---- what parameters are filled with ----------------------------------------------------------------
 
 
@@ -2128,6 +2247,40 @@ def test_the_payload_at_the_entry_is_the_inputs(inline):
         inline.run("start")
 
 
+def test_a_get_waits_for_a_task_further_on(flow):
+    """A key that a later task of another branch sets arrives; waiting for an output waits for its task."""
+    flow.add_task("early", lambda ctx: (ctx.get("found"), ctx.get("last")))
+    flow.add_task("first", lambda: 1)
+    flow.add_task("middle", lambda first, ctx: ctx.set("found", first + 1))
+    flow.add_task("last", lambda middle: "last")
+    flow.add_task("end", lambda early: early)
+
+    assert flow.run() == {"last": "last", "end": (2, "last")}
+
+
+def test_a_get_of_what_was_not_chosen_is_told(either):
+    """The output of a skipped task can never come: ContextKeyError, as soon as that is certain."""
+    either.add_task("early", lambda ctx: ctx.get("reject"))
+    either.add_task("check", lambda: "approve", routes=["approve", "reject"])
+    either.add_task("approve", lambda: 1)
+    either.add_task("reject", lambda: 2)
+
+    with pytest.raises(ContextKeyError, match="Key reject not found in context"):
+        either.run()
+
+
+def test_a_task_that_waits_for_what_comes_behind_it_is_a_deadlock(either):
+    """Who waits for the output of its own dependant is told who waits for what."""
+    either.add_task("first", lambda ctx: ctx.get("last"))
+    either.add_task("middle", lambda first: first)
+    either.add_task("last", lambda middle: middle)
+
+    with pytest.raises(DeadlockError, match="first waits for 'last'") as caught:
+        either.run()
+    assert ("middle", "first") in caught.value.waits
+    assert ("last", "middle") in caught.value.waits
+
+
 def test_inputs_are_for_the_start_alone(inline):
     """What comes along an edge has no inputs, but finds them in the context."""
     inline.add_task("start", lambda n: n)
@@ -2168,7 +2321,7 @@ def test_a_payload_whose_single_dependency_did_not_run_is_none(inline):
     assert inline.run() == {"end": None, "other": 4}
 
 
-def test_a_dependency_skipped_by_policy_is_none(inline):
+def test_a_dependency_skipped_by_policy_is_none():
     """A dependency that failed is None for who runs anyway, whatever skips in between."""
     with Flow("inline", on_error="continue") as flow:
         flow.add_task("rows", lambda ctx: 1 / 0)
@@ -2382,7 +2535,7 @@ def test_a_target_is_terminal(either):
     assert either.run(targets=["clean"]) == {"clean": ["a", "b"]}
 
 
-def test_an_end_that_asked_is_not_terminal(either):
+def test_an_end_that_asked_is_not_terminal():
     """A task that requested something is no result, also when the request coalesced."""
     with Flow("inline") as flow:
         flow.add_task("a", lambda: [NextTask("c"), NextTask("b")])
@@ -2526,7 +2679,7 @@ def test_a_report_outlives_its_flow():
     assert flow.report("orders-7").tasks["load"].result == [["a", "b"], 2]
 
 
-def test_a_report_has_one_row_a_task(either):
+def test_a_report_has_one_row_a_task():
     """However many runs a task had: the worst status, the newest output and how many."""
 
     def part(n):

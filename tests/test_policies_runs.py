@@ -440,8 +440,9 @@ def cpu_of(wait):
     return time.process_time() - before
 
 
-def test_ten_thousand_tasks_that_wait_for_a_retry_hold_no_thread_and_no_cpu():
+def test_ten_thousand_tasks_that_wait_for_a_retry_hold_no_thread_and_no_cpu(caplog):
     """10,000 task runs that wait at the same time hold the clock's thread alone, and use no CPU."""
+    caplog.set_level(logging.ERROR, logger="millstream")
     clock, attempts = ShiftedClock(), count()
     before = engine_threads()
     with ThreadExecutor(2) as executor, Flow(executor) as flow:
@@ -1138,6 +1139,17 @@ def test_opposite_orders_of_limits_never_lock():
         assert Counter(flow.run("go").values()) == {"ab": 50, "ba": 50}
 
 
+@pytest.mark.parametrize("limit", [1, Rate(5000, per=3600.0)], ids=str)
+@on_three
+def test_two_thousand_task_runs_that_use_a_limit(executor, limit):
+    """A long queue at a limit takes no deep stack, and no more time for each than a short one."""
+    with Flow(executor, limits={"db": limit}) as flow:
+        flow.add_task("query", lambda n: n, uses=["db"])
+        flow.add_task("go", lambda: [NextTask("query", {"n": n}, spawn_another=True) for n in range(2000)])
+        outputs = flow.run("go")
+    assert sorted(outputs.values()) == list(range(2000))
+
+
 def hold(flow, name, release, begun, **options):
     """Register a task that says that it has begun, and goes on until it is released."""
 
@@ -1212,11 +1224,11 @@ def test_a_higher_priority_is_served_first_over_several_runs():
     assert begun == ["holder", "low", "high", "normal", "also", "low"]
 
 
-@pytest.mark.parametrize("how", ["call", "run"])
-def test_who_is_cancelled_while_it_waits_for_a_limit(how):
-    """A call, or a run, that is cancelled while it waits for a limit never starts, and holds up nobody."""
+@pytest.mark.parametrize("how", ["call", "run", "timeout"])
+def test_who_is_cancelled_while_it_waits_for_a_limit(how, clock):
+    """A call, or a run, that ends while it waits for a limit never starts, and holds up nobody."""
     release, begun = threading.Event(), Log()
-    with Flow("thread", max_workers=4, limits={"db": 1}) as flow:
+    with opened_flow(clock, max_workers=4, limits={"db": 1}) as flow:
         hold(flow, "holder", release, begun, uses=["db"])
         flow.add_task("query", lambda: begun.add("query"), uses=["db"])
         flow.add_task("last", lambda: begun.add("last"), uses=["db"])
@@ -1230,10 +1242,10 @@ def test_who_is_cancelled_while_it_waits_for_a_limit(how):
                 assert all(handle.cancel() for handle in handles)
                 assert all(handle.cancelled() for handle in handles)
         else:
-            run = flow.start("query")
+            run = flow.start("query", timeout=4.0 if how == "timeout" else None)
             last = flow.start("last")
-            run.cancel()
-            with pytest.raises(RunCancelledError):
+            clock.advance(4.0) if how == "timeout" else run.cancel()
+            with pytest.raises(RunTimeoutError if how == "timeout" else RunCancelledError):
                 run.result(WATCHDOG)
         release.set()
         holder.result(WATCHDOG)

@@ -9,17 +9,8 @@ import pytest
 
 from millstream.engine.edges import Edges
 from millstream.engine.ready import Ready
-from millstream.engine.scheduler import (
-    Call,
-    Coalesced,
-    Scheduler,
-    Scope,
-    Settled,
-    Spread,
-    TaskRun,
-    TaskState,
-    Watch,
-)
+from millstream.engine.scheduler import Scheduler
+from millstream.engine.states import Call, Coalesced, Scope, Settled, Spread, TaskRun, TaskState, Terms, Watch
 from millstream.errors import BindingError, DependencyFailedError, StateError, TaskNotFoundError, TaskRunLimitError
 from millstream.graph import Graph
 from millstream.values import NextTask, Status
@@ -47,8 +38,8 @@ class Story:
         if name == "nope":
             return None
         node = None if self.graph is None else self.graph.number.get(name)
-        facts = {"required": ("number",) if name == "picky" else (), "collects": name == "sum", "node": node}
-        return TaskState(name, self.queue, **facts | self.tasks.get(name, {}))
+        terms = Terms(**{"collects": name == "sum"} | self.tasks.get(name, {}))
+        return TaskState(name, self.queue, terms, node, ("number",) if name == "picky" else ())
 
     def start(self, *names):
         self.scheduler.start(listed(names))
@@ -160,7 +151,7 @@ class Story:
             "ready": [run.id for run in self.queue],
             "running": sorted(self.running),
             "held": held_by(scheduler),
-            "held by task": [each for task in scheduler.tasks.values() for each in held_by(task)],
+            "held by task": [each for task in scheduler.tasks.values() if task.gated for each in held_by(task)],
             "limited": sorted(run.id for run in scheduler.limited),
             "delayed": sorted(run.id for run in scheduler.delayed),
             "pending": sorted(run.id for run in scheduler.pending),
@@ -200,7 +191,8 @@ def everything(value, names=None):
             return names[id(value)]
         names[id(value)] = f"{type(value).__name__} {len(names)}"
         slots = vars(value) if isinstance(value, Scheduler) else value.__slots__
-        return {slot: everything(getattr(value, slot), names) for slot in slots if slot != "handle"}
+        slots = [slot for slot in slots if slot != "handle" and hasattr(value, slot)]
+        return {slot: everything(getattr(value, slot), names) for slot in slots}
     if isinstance(value, dict):
         found = {key: everything(each, names) for key, each in value.items()}
         return {key: each for key, each in found.items() if each != "never scheduled"}

@@ -22,7 +22,8 @@ from hypothesis.stateful import (
 )
 
 from millstream.engine.ready import Ready
-from millstream.engine.scheduler import Coalesced, Scheduler, Settled, TaskRun, TaskState
+from millstream.engine.scheduler import Scheduler
+from millstream.engine.states import Coalesced, Settled, TaskRun, TaskState, Terms
 from millstream.errors import BindingError, StateError, TaskNotFoundError, TaskRunLimitError
 from millstream.values import NextTask, Status
 
@@ -298,8 +299,8 @@ class AnyOrder(RuleBasedStateMachine):
         def find(name):
             if name not in NAMES:
                 return None
-            facts = {"collects": name in COLLECTS, "on_dep_failure": POLICIES[name]}
-            return TaskState(name, queues["a" if name < "c" else "c"], **facts)
+            terms = Terms(collects=name in COLLECTS, on_dep_failure=POLICIES[name])
+            return TaskState(name, queues["a" if name < "c" else "c"], terms)
 
         self.scheduler = Scheduler(find, max_task_runs=limit, max_parallel=parallel)
         self.model = Model(limit, parallel)

@@ -3,7 +3,7 @@
 The engine makes them, once, from what it knows of a run; whoever has one may keep it, compare it and write
 it down, long after the run and its flow are gone.
 
-Rule 1: an error becomes text at once, so that a report keeps no frames and no locals alive.
+Rule 1: an error is kept without its frames, so that a report keeps no locals alive.
 Rule 2: results, messages and names come from others. Nothing here fails because they cannot be shown.
 
 May import: values, events.
@@ -39,8 +39,7 @@ class ErrorReport(Record):
     @classmethod
     def of(cls, error: BaseException) -> ErrorReport:
         """Describe an exception. This never raises, whatever the exception's own methods do."""
-        name, message = _class_name(error), shown(error, str)
-        return cls(name, message, _traceback(error, f"{name}: {message}" if message else name))
+        return Digest(error).report()
 
     def to_dict(self) -> dict[str, str]:
         """Return ``{"type", "message", "traceback"}``."""
@@ -50,6 +49,27 @@ class ErrorReport(Record):
         """Return the message on one line that fits a table; the type where it says nothing."""
         lines = self.message.strip().splitlines() or [self.type]
         return lines[0] if len(lines[0]) <= _WIDEST else f"{lines[0][: _WIDEST - 1]}…"
+
+
+class Digest:
+    """An exception without its frames: enough to make text of it later, which takes much longer."""
+
+    __slots__ = ("_message", "_name", "_stack")
+
+    def __init__(self, error: BaseException) -> None:
+        self._name, self._message = _class_name(error), shown(error, str)
+        self._stack: Any = _stack_of(error)
+
+    def report(self) -> ErrorReport:
+        """Return the text."""
+        last_line = f"{self._name}: {self._message}" if self._message else self._name
+        try:
+            traceback = "".join(self._stack.format())
+        except BaseException:  # its notes, its causes or its fields raised, and they may raise anything
+            traceback = f"{last_line}\n"
+            if isinstance(self._stack, list) and self._stack:
+                traceback = f"Traceback (most recent call last):\n{''.join(self._stack)}{traceback}"
+        return ErrorReport(self._name, self._message, traceback)
 
 
 class TaskReport(Record):
@@ -195,21 +215,23 @@ def _class_name(error: BaseException) -> str:
     return kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
 
 
-def _traceback(error: BaseException, last_line: str) -> str:
-    """Return the traceback of an exception as text; the stack and ``last_line`` where it has no better."""
+def _stack_of(error: BaseException) -> Any:
+    """Return the traceback of an exception without its frames; as lines, when its own code is broken; else None."""
     try:
         import traceback  # only for errors, and not small; an interpreter that shuts down imports nothing
 
-        return "".join(traceback.format_exception(error))
-    except BaseException:  # its notes, its causes or its fields raise, and they may raise anything
-        stack = shown(error, _stack).rstrip()
-        return f"Traceback (most recent call last):\n{stack}\n{last_line}\n" if stack else f"{last_line}\n"
+        return traceback.TracebackException(type(error), error, error.__traceback__, lookup_lines=False, compact=True)
+    except BaseException:
+        return _lines_of(error)
 
 
-def _stack(error: BaseException) -> str:
-    import traceback
+def _lines_of(error: BaseException) -> list[str]:
+    try:
+        import traceback
 
-    return "".join(traceback.format_tb(error.__traceback__))
+        return traceback.format_tb(error.__traceback__)
+    except BaseException:  # no better is to be had
+        return []
 
 
 def _seconds(begin: float | None, end: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from millstream.engine.lane import RunTask
 from millstream.engine.states import WORSE
-from millstream.report import ErrorReport, RunReport, TaskReport
+from millstream.report import Digest, RunReport, TaskReport
 from millstream.values import Status
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ ORDER = (*WORSE, Status.RUNNING, Status.PENDING, Status.SUCCESS)
 
 
 class Failure:
-    """An error until there is time to make text of it, then the text.
+    """An error until there is time to make a digest of it.
 
     The error itself would keep all frames alive that it went through.
     """
@@ -28,18 +28,18 @@ class Failure:
     __slots__ = ("_kept",)
 
     def __init__(self, error: BaseException) -> None:
-        self._kept: BaseException | ErrorReport = error
+        self._kept: BaseException | Digest = error
 
     @property
     def error(self) -> BaseException | None:
         """The error itself, as long as it is kept."""
-        return None if isinstance(self._kept, ErrorReport) else self._kept
+        return None if isinstance(self._kept, Digest) else self._kept
 
-    def text(self) -> ErrorReport:
-        """Return the text. Making it runs the error's own code, so no lock may be held."""
+    def digest(self) -> Digest:
+        """Let go of the error. This runs its own code, so no lock may be held."""
         kept = self._kept
-        if not isinstance(kept, ErrorReport):
-            kept = self._kept = ErrorReport.of(kept)
+        if not isinstance(kept, Digest):
+            kept = self._kept = Digest(kept)
         return kept
 
 
@@ -73,15 +73,16 @@ class RunRecord:
         self.began, self.ended, self.status = run.began_at, run.ended_at, run.status
         self.rows = rows
         self.trace = None if run.trace is None else tuple(run.trace)
-        self.failure = None if error is None else Failure(error)
+        same = (row.failure for row in rows.values() if row.failure is not None and row.failure.error is error)
+        self.failure = None if error is None else next(same, None) or Failure(error)
         self._wall = run.wall(0.0)
         self._known = run.plan.known()
 
-    def make_texts(self) -> None:
+    def let_go(self) -> None:
         """Let go of the errors themselves. No lock held."""
         for failure in [self.failure, *(row.failure for row in self.rows.values())]:
             if failure is not None:
-                failure.text()
+                failure.digest()
 
     def report(self) -> RunReport:
         """Return the report. No lock held."""
@@ -97,12 +98,12 @@ class RunRecord:
                 row.runs,
                 wall(row.began),
                 wall(row.ended),
-                None if row.failure is None else row.failure.text(),
+                None if row.failure is None else row.failure.digest().report(),
                 row.output,
             )
             for name, row in sorted(self.rows.items(), key=lambda entry: place.get(entry[0], len(place)))
         }
-        error = None if self.failure is None else self.failure.text()
+        error = None if self.failure is None else self.failure.digest().report()
         created, finished = self._wall + self.began, wall(self.ended)
         return RunReport(self.id, self.flow, self.metadata, created, finished, self.status, tasks, self.trace, error)
 

@@ -566,7 +566,7 @@ class FlowRun(Waiting):
         if task.failure is None:
             task.failure = Failure(error)
             if task.node is None:  # else what depends on it will have the error as its cause
-                self.monitor.later.append((task.failure.text, ()))
+                self.monitor.later.append((task.failure.digest, ()))
 
     def _blame_task(self, item: Item, error: BaseException) -> None:
         """A task run has failed for good, by itself: what that means for the run."""
@@ -966,7 +966,7 @@ class FlowRun(Waiting):
         self._lanes = {}
         self.scheduler.forget()
         self.record = record_of(self, why)
-        later.append((self.record.make_texts, ()))
+        later.append((self.record.let_go, ()))
         self.met = []
 
     def _end_telling(self) -> None:
