@@ -27,7 +27,7 @@ def hear(event: RunStartEvent | RunEndEvent | TaskSuccessEvent | TaskFailureEven
     """Note an event."""
     task = getattr(event, "id", event.flow)
     facts = {name: getattr(event, name) for name in ("attempt", "output", "status", "error") if hasattr(event, name)}
-    said.append(f"{type(event).__name__:16} {task:6} {', '.join(f'{name}={fact}' for name, fact in facts.items())}")
+    said.append(f"{type(event).__name__:16} {task:6} {facts or ''}".rstrip())
 
 
 listener = fn_hook(on_run_start=hear, on_task_success=hear, on_task_failure=hear, on_task_retry=hear, on_run_end=hear)

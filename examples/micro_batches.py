@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from millstream import Context, Flow, NextTask, TaskOutput
+from millstream import Context, Flow
 
 Row = dict[str, str]
 
@@ -35,38 +35,43 @@ def is_sound(row: Row) -> bool:
     return bool(row["id"]) and row["amount"].isdigit()
 
 
-def extract(rows: list[Row]) -> TaskOutput[int]:
-    """Part the rows, and ask for whatever has rows to work on; the report comes last."""
-    good = [row for row in rows if is_sound(row)]
-    bad = [row for row in rows if not is_sound(row)]
-    following = [NextTask("load", {"rows": good})] if good else []
-    following += [NextTask("set_aside", {"rows": bad})] if bad else []
-    return TaskOutput(len(rows), [*following, NextTask("report", join=True)])
+flow = Flow(name="orders")
 
 
-def load(rows: list[Row], ctx: Context[Warehouse]) -> str:
+@flow.task(routes=["load", "set_aside"])
+def extract(rows: list[Row]) -> dict[str, list[Row]]:
+    """Part the rows, and choose whatever has rows to work on."""
+    parts = {
+        "load": [row for row in rows if is_sound(row)],
+        "set_aside": [row for row in rows if not is_sound(row)],
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
+@flow.task
+def load(payload: list[Row], ctx: Context[Warehouse]) -> str:
     """Store the good rows."""
-    ctx.deps.amounts.extend(int(row["amount"]) for row in rows)
-    return f"{len(rows)} loaded"
+    ctx.deps.amounts.extend(int(row["amount"]) for row in payload)
+    return f"{len(payload)} loaded"
 
 
-def set_aside(rows: list[Row], ctx: Context[Warehouse]) -> str:
+@flow.task
+def set_aside(payload: list[Row], ctx: Context[Warehouse]) -> str:
     """Store the bad rows."""
-    ctx.deps.quarantine.extend(rows)
-    return f"{len(rows)} in quarantine"
+    ctx.deps.quarantine.extend(payload)
+    return f"{len(payload)} in quarantine"
 
 
-def report(upstream: list[str], ctx: Context[Warehouse]) -> str:
-    """Say what became of the batch."""
-    return f"batch {ctx.metadata['batch']}: {', '.join(upstream)}"
+@flow.task(depends_on=[load, set_aside])
+def report(upstream: dict[str, str], ctx: Context[Warehouse]) -> str:
+    """Say what became of the batch, once all that was chosen is done."""
+    return f"batch {ctx.metadata['batch']}: {', '.join(upstream.values())}"
 
 
 def main() -> None:
     """Send every batch through, one after another."""
     warehouse = Warehouse()
-    with Flow(name="orders", entry="extract") as flow:
-        for task in (extract, load, set_aside, report):
-            flow.add_task(task.__name__, task)
+    with flow:
         for number, rows in enumerate(batches(), start=1):
             results: dict[str, Any] = flow.run(inputs={"rows": rows}, deps=warehouse, metadata={"batch": number})
             print(results["report"])

@@ -49,4 +49,4 @@ if __name__ == "__main__":
     with flow:
         print(flow.run(run_id="monday"))
         text = flow.report().to_text()
-        print(re.sub(r"\d\.\d{3}", "0.0··", text))  # times differ
+        print(re.sub(r"\d\.\d{3}", "-.---", text))  # times differ

@@ -1,6 +1,7 @@
-"""Routing at run time: a task looks at its value and names the task that comes next.
+"""Routing at run time: a task looks at its value and chooses which of its routes comes next.
 
-A returned list of ``NextTask`` is the task's choice. An empty one ends the branch there.
+``routes=`` says what may be chosen, so that it is checked and can be drawn. The choice is a name, several,
+or a mapping of names to what is sent along, which arrives as ``payload``. An empty one ends the branch.
 """
 
 from __future__ import annotations
@@ -13,27 +14,26 @@ flow = Flow("inline", name="support")
 DESKS = {"invoice": "billing", "refund": "billing", "crash": "engineering", "slow": "engineering"}
 
 
-@flow.task
-def triage(message: str) -> TaskOutput[str]:
+@flow.task(routes=["billing", "engineering", "reception"])
+def triage(message: str) -> dict[str, str] | TaskOutput[str]:
     """Choose a desk by the first word that is known; spam goes nowhere."""
     if "winner" in message:
         return TaskOutput("spam", [])
-    words = message.lower().split()
-    desk = next((DESKS[word] for word in words if word in DESKS), "reception")
-    return TaskOutput(desk, [NextTask(desk, {"message": message})])
+    desk = next((DESKS[word] for word in message.lower().split() if word in DESKS), "reception")
+    return {desk: message}
 
 
 @flow.task
-def billing(message: str) -> str:
+def billing(payload: str) -> str:
     """Answer about money."""
-    return f"an accountant reads {message!r}"
+    return f"an accountant reads {payload!r}"
 
 
-@flow.task
-def engineering(message: str) -> TaskOutput[str]:
+@flow.task(routes=["on_call"])
+def engineering(payload: str) -> TaskOutput[str]:
     """Take a look; whatever is on fire also goes to whoever is on call."""
-    urgent = [NextTask("on_call", {"message": message})] if "fire" in message else []
-    return TaskOutput(f"an engineer reads {message!r}", urgent)
+    urgent = [NextTask("on_call", {"message": payload})] if "fire" in payload else []
+    return TaskOutput(f"an engineer reads {payload!r}", urgent)
 
 
 @flow.task
@@ -43,15 +43,15 @@ def on_call(message: str) -> str:
 
 
 @flow.task
-def reception(message: str) -> str:
+def reception(payload: str) -> str:
     """Answer whatever nobody else does."""
-    return f"reception reads {message!r}"
+    return f"reception reads {payload!r}"
 
 
 def main() -> None:
-    """Route a few messages."""
-    messages = ["refund please", "crash and fire", "where are you", "you are the winner"]
-    for message in messages:
+    """Draw the flow, then route a few messages."""
+    print(flow.to_text())
+    for message in ("refund please", "crash and fire", "where are you", "you are the winner"):
         for task, outcome in flow.run("triage", {"message": message}).items():
             print(f"{task:12} {outcome}")
 

@@ -6,7 +6,7 @@ awaited, too. What nobody asked for and failed is raised when the block ends.
 
 from __future__ import annotations
 
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 
 from millstream import Context, DependencyFailedError, Flow, TaskHandle, task
 
@@ -37,7 +37,9 @@ def main() -> None:
     with Flow(max_workers=2) as flow:
         sizes = [measure.submit(line) for line in lines]
         total: TaskHandle[int] = flow.submit(sum, sizes)  # handles inside a list are waited for, too
-        shares = {ratio.submit(size, total): line for size, line in zip(sizes, lines, strict=True)}
+        shares: dict[Future[float], str] = {}
+        for size, line in zip(sizes, lines, strict=True):
+            shares[ratio.submit(size, total)] = line
         for handle in sorted(as_completed(shares), key=lambda each: shares[each]):
             print(f"{handle.result():.2f} {shares[handle]}")
         print(f"{total.result()} letters, and by halves {halves.submit(lines[0]).result()} in the first line")

@@ -21,6 +21,21 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 #: What each example prints; ``...`` stands for any text inside a line.
 EXPECTED = {
+    "etl": """
+        etl: 4 tasks
+          orders
+          rates
+            convert << orders, rates
+              store << orders, convert
+        {'store': '3 stored'}
+        ('EUR', 10.0) -> 10.0
+        ('USD', 20.0) -> 10.0
+        ('EUR', 5.0) -> 5.0
+        orders   SUCCESS in attempt 1
+        rates    SUCCESS in attempt 1
+        convert  SUCCESS in attempt 1
+        store    SUCCESS in attempt 1
+    """,
     "fetch": """
         5 pages
           / 8a5edab2
@@ -28,6 +43,16 @@ EXPECTED = {
           /news ...
           /news/1 ...
           /news/2 ...
+    """,
+    "hooks": """
+        {'bake': 3}
+        RunStartEvent    mill
+        TaskSuccessEvent grind  {'attempt': 1, 'output': 3}
+        TaskFailureEvent bake   {'attempt': 1, 'error': ZeroDivisionError(...)}
+        TaskRetryEvent   bake   {'attempt': 2, 'error': ZeroDivisionError(...)}
+        TaskSuccessEvent bake   {'attempt': 2, 'output': 3}
+        RunEndEvent      mill   {'status': <Status.SUCCESS: 'SUCCESS'>, 'error': None}
+        bars: grind (attempt 1), bake (attempt 1), bake (attempt 2)
     """,
     "limits": """
         task timeout: Task run stubborn took longer than its timeout of 0.1 s.
@@ -57,7 +82,25 @@ EXPECTED = {
     "nested": """
         100 bytes in all, added up by nested runs with one worker
     """,
+    "policies": """
+        {'plan': 'hello, weather unknown'}
+        Run monday of morning: FAILED after -.--- s
+        ValueError: no forecast today
+
+        task      status   runs  attempt  seconds  error
+        dial      SUCCESS     1        3    -.---
+        weather   FAILED      1        2    -.---  no forecast today
+        clothes   FAILED      0        0        -  Task run clothes did not start, since weather failed...
+        umbrella  SKIPPED     0        0        -  ...
+        plan      SUCCESS     1        1    -.---
+    """,
     "routing": """
+        support: 5 tasks
+          triage ? billing | engineering | reception
+            billing
+            engineering ? on_call
+            reception
+              on_call
         billing      an accountant reads 'refund please'
         on_call      a phone rings for 'crash and fire'
         reception    reception reads 'where are you'
@@ -67,6 +110,15 @@ EXPECTED = {
         4.50 EUR from ann, bob, cyd
         in the context: close_till, customers, decide_discount, discount, opening, serve, takings
         second day: {'takings': 6.0, 'serve': 6.0}
+    """,
+    "submitted": """
+        0.20 that is
+        0.37 the question
+        0.43 to be or not to be
+        30 letters, and by halves 13 in the first line
+        ZeroDivisionError('division by zero') and FAILED
+        Task run ratio#2 did not start, since ratio failed...
+        <FlowRun audit: failed>
     """,
 }
 

@@ -2159,7 +2159,7 @@ def test_many_runs_of_one_graph_at_once(executor):
     with Flow(executor) as flow:
         flow.add_task("start", lambda n: n)
         flow.add_task("left", lambda start: start + 1)
-        flow.add_task("right", lambda start: "right" if start % 2 else "other", routes=["other"])
+        flow.add_task("right", lambda start: [] if start % 2 else "other", routes=["other"])
         flow.add_task("other", lambda payload: payload)
         flow.add_task("end", lambda left, other: (left, other))
 
@@ -2447,25 +2447,37 @@ def test_a_large_circle_is_told():
     assert len(caught.value.path) == size + 1
 
 
-def test_large_chains_are_cut_out_skipped_and_failed():
-    """Targets, a skip and a failure that spread along 2,000 tasks need no recursion."""
-    size = 2_000
-    with Flow("inline", on_error="continue") as flow:
-        flow.add_task("start", lambda: "skip", routes=["skip", "fail"])
-        flow.add_task("skip", lambda: TaskOutput(1, []))
-        for kind in ("skip", "fail"):
-            flow.connect([(kind, f"{kind} 0"), *((f"{kind} {n}", f"{kind} {n + 1}") for n in range(size - 1))])
-            for n in range(size):
-                flow.add_task(f"{kind} {n}", print)
-        flow.add_task("fail", lambda ctx: 1 / 0)
+def add_chain(flow, name, size):
+    """Register a task and a chain behind it."""
+    flow.connect([(name, f"{name} 0"), *((f"{name} {n}", f"{name} {n + 1}") for n in range(size - 1))])
+    for n in range(size):
+        flow.add_task(f"{name} {n}", print)
+
+
+def test_a_skip_spreads_along_a_long_chain():
+    """5,000 tasks are skipped, and cut out, without recursion."""
+    with Flow("inline") as flow:
+        add_chain(flow, "check", 5_000)
+        flow.add_task("check", lambda: TaskOutput(1, []))
 
         results, after = outcome(flow)
-        assert results == {"skip": 1}
-        assert Counter(after.values()) == {SUCCESS: 2, SKIPPED: 2 * size + 1}
-        results, after = outcome(flow, "fail")
-        assert results == {}
-        assert Counter(after.values()) == {FAILED: size + 1}
-        assert len(flow.subgraph([f"skip {size - 1}"]).tasks) == size + 2
+        assert results == {"check": 1}
+        assert Counter(after.values()) == {SUCCESS: 1, SKIPPED: 5_000}
+        assert len(flow.subgraph(["check 4998"]).tasks) == 5_000
+        assert outcome(flow, targets=["check 10"])[1].keys() == {"check", *(f"check {n}" for n in range(11))}
+
+
+def test_a_failure_spreads_along_a_long_chain():
+    """What is kept of a failure does not grow with the number of tasks before it, and nothing recurses."""
+    for size in (300, 5_000):
+        with Flow("inline", on_error="continue") as flow:
+            add_chain(flow, "rows", size)
+            flow.add_task("rows", lambda ctx: 1 / 0)
+            run = flow.start()
+            assert run.result(WATCHDOG) == {}
+            rows = run.report().tasks.values()
+            assert Counter(row.status for row in rows) == {FAILED: size + 1}
+            assert sum(len(row.error.traceback) for row in rows) <= 5_000 * size
 
 
 def test_edges_are_added_one_by_one_in_linear_time():

@@ -1146,7 +1146,7 @@ def test_two_thousand_task_runs_that_use_a_limit(executor, limit):
     with Flow(executor, limits={"db": limit}) as flow:
         flow.add_task("query", lambda n: n, uses=["db"])
         flow.add_task("go", lambda: [NextTask("query", {"n": n}, spawn_another=True) for n in range(2000)])
-        outputs = flow.run("go")
+        outputs = flow.run("go", timeout=WATCHDOG)
     assert sorted(outputs.values()) == list(range(2000))
 
 
@@ -1722,6 +1722,19 @@ def test_priorities_lose_nothing_under_load(executor):
         requests = [NextTask("work", {"n": n}, spawn_another=True, priority=n % 7) for n in range(2000)]
         flow.add_task("go", lambda: requests)
         assert sorted(flow.run("go").values()) == list(range(2000))
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread-1"], indirect=True)
+def test_as_many_priorities_as_task_runs(executor):
+    """A thousand task runs with a priority each, such as a time or a size, run in that order."""
+    order, priorities = [], list(range(1000))
+    random.Random(7).shuffle(priorities)
+    with Flow(executor) as flow:
+        flow.add_task("work", lambda n: order.append(n))
+        requests = [NextTask("work", {"n": n}, spawn_another=True, priority=n) for n in priorities]
+        flow.add_task("go", lambda: requests)
+        flow.run("go")
+    assert order == sorted(priorities, reverse=True)
 
 
 def test_limits_retries_and_cancels_under_load():

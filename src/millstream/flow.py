@@ -448,7 +448,7 @@ class Flow:
             if isinstance(each, str):
                 names.append(each)
             else:
-                found = [name for name, task in self._registry.tasks.items() if task.fn is getattr(each, "fn", each)]
+                found = self._registry.names_of(each)
                 if not found:
                     raise TaskNotFoundError(name_of(each), self._registry.tasks)
                 names += found
@@ -618,7 +618,7 @@ class Flow:
         with self._lock:
             graph = self._registry.graph()
         graph = None if graph is None else graph.rooted(())
-        stream = Stream(BUFFER, attached=False)
+        stream = Stream(BUFFER, attached=False) if keep else None  # of a block's own session nobody can read
         run = self._new_run((), options, graph=graph, stream=stream, keep=keep, kind=Session)
         assert isinstance(run, Session), "that kind was asked for"
         self._under_way(run)

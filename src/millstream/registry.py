@@ -104,6 +104,19 @@ def terms_of(task: Task[..., Any], executor: Executor, *, is_async: bool, collec
     )
 
 
+def _identity(fn: Any) -> object:
+    """Return what is the same for one function only; each access of a method makes a new object."""
+    own = getattr(fn, "__self__", None)
+    return (id(own), id(fn.__func__)) if own is not None and hasattr(fn, "__func__") else id(fn)
+
+
+def _anew(error: Exception) -> Exception:
+    """Return an error that was not raised before: its traceback would grow."""
+    copy = type(error)(*error.args)
+    copy.__notes__ = list(getattr(error, "__notes__", ()))
+    return copy
+
+
 def _not_called(run: Any, ctx: Any) -> Any:
     raise NotImplementedError("what is called comes with each call")
 
@@ -158,7 +171,7 @@ class Registry:
         self._planned: dict[str, Planned] = {}
         self._terms: dict[tuple[bool, bool], RunTerms] = {}
         self._names: tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[Exception]] | None = None
-        self._functions: dict[int, list[str]] | None = None
+        self._functions: dict[object, list[str]] | None = None
         self._graph: Graph | None = None
         self._checked = False
         self._parts: dict[tuple[str, ...], tuple[Graph, frozenset[str]]] = {}
@@ -198,9 +211,11 @@ class Registry:
                 for name, task in self.tasks.items()
                 if task.options.routes is not None
             }
+            unknown: set[str] = set()
             for edge in self.edges:
                 for name in (edge.source, edge.target):
-                    if name not in self.tasks:
+                    if name not in self.tasks and name not in unknown:
+                        unknown.add(name)
                         found.append(TaskNotFoundError(name, self.tasks))
                 if edge.source in self.tasks and edge.target in self.tasks:
                     ends, at, to = (
@@ -248,7 +263,7 @@ class Registry:
 
     def _name_of(self, task: Task[..., Any], option: str, fn: Any, found: list[Exception]) -> str | None:
         """Return the name under which a function or a task is registered; None after noting what is wrong."""
-        names = self._named().get(id(fn.origin) if isinstance(fn, Task) else id(fn), [])
+        names = self.names_of(fn)
         own = fn.name if isinstance(fn, Task) else name_of(fn)
         if own in names:
             return own
@@ -265,14 +280,14 @@ class Registry:
         found.append(error)
         return None
 
-    def _named(self) -> dict[int, list[str]]:
-        """Return the names of each function, and of each task, that is registered."""
+    def names_of(self, fn: Any) -> list[str]:
+        """Return the names under which a function, or a task, is registered."""
         if self._functions is None:
             self._functions = {}
             for name, task in self.tasks.items():
-                self._functions.setdefault(id(task.fn), []).append(name)
-                self._functions.setdefault(id(task), []).append(name)
-        return self._functions
+                self._functions.setdefault(_identity(task.fn), []).append(name)
+                self._functions.setdefault(_identity(task), []).append(name)
+        return self._functions.get(_identity(fn.origin if isinstance(fn, Task) else fn), [])
 
     # ---- checking -------------------------------------------------------------------------------
 
@@ -281,7 +296,7 @@ class Registry:
         if self._graph is None:
             needs, routes, found = self._resolved()
             inside = {name: [end for end in ends if end not in self.outside] for name, ends in routes.items()}
-            found = [*found, *missing(needs, inside)]
+            found = [*map(_anew, found), *missing(needs, inside)]
             if found:
                 needs = {name: tuple(end for end in ends if end in needs) for name, ends in needs.items()}
             graph = Graph(needs, {name: [end for end in ends if end in needs] for name, ends in inside.items()})

@@ -455,11 +455,11 @@ def limit_names(names: Any, what: str) -> tuple[str, ...]:
     """
     if isinstance(names, str | bytes | Mapping) or not isinstance(names, Iterable):
         raise TypeError(f"{what} is a list of names of limits, not {names!r}.")
-    found = tuple(dict.fromkeys(names))
+    found = tuple(names)
     for name in found:
         if not isinstance(name, str):
             raise TypeError(f"{what} is a list of names of limits, and has {name!r}.")
-    return found
+    return tuple(dict.fromkeys(found))
 
 
 def check_priority(priority: Any, what: str) -> int:

@@ -40,7 +40,7 @@ class Edges:
         self.fired = bytearray(tasks)  #: a dependency that succeeded has led to it
         self.ran = bytearray(tasks)  #: its newest run succeeded: ``outputs`` has what it gave
         self.outputs: dict[int, Any] = {}
-        self.failed: dict[int, list[int]] = {}  #: what has failed of that which a task follows
+        self.failed: dict[int, dict[int, None]] = {}  #: what has failed of that which a task follows
         self._active = bytearray(tasks)
         self._open_needs = [0] * tasks
         self._open_routers = [0] * tasks
@@ -54,6 +54,8 @@ class Edges:
         if active[task]:
             return
         active[task] = met[task] = 1
+        ran = self.ran  # what comes now is a new wave
+        ran[task] = 0
         counts = ((self.graph.followers, self._open_needs), (self.graph.routes, self._open_routers))
         ways = [task]
         while ways:
@@ -63,6 +65,7 @@ class Edges:
                     open_ends[there] += 1
                     if not active[there]:
                         active[there] = met[there] = expected[there] = 1
+                        ran[there] = 0
                         self.waiting += 1
                         ways.append(there)
 
@@ -103,7 +106,7 @@ class Edges:
         self.ran[task] = 0
         for edges in (self.graph.followers, self.graph.routes):
             for there in edges[task]:
-                self.failed.setdefault(there, []).append(task)
+                self.failed.setdefault(there, {})[task] = None
 
     def reaches(self, task: int, scope: Scope | None) -> None:
         """A task that counts in ``scope`` is over: what it leads to counts there too, as far as all of it does."""
@@ -115,8 +118,11 @@ class Edges:
                 self._scopes[there] = common(self._scopes.get(there, scope), scope)
 
     def scope_of(self, task: int) -> Scope | None:
-        """Return the scope in which the next run of a task counts."""
-        return self._scopes.pop(task, None) if self._scoped else None
+        """Return the scope in which the next run of a task counts: the innermost that is not over."""
+        scope = self._scopes.pop(task, None) if self._scoped else None
+        while scope is not None and not scope.open:
+            scope = scope.parent
+        return scope
 
     def over(self, task: int) -> bool:
         """No run of a task is left; return whether it may come again, and is expected therefore."""
@@ -215,9 +221,13 @@ class Edges:
         graph = self.graph
         return [graph.names[need] for need in (*graph.needs[task], *graph.routers[task]) if self._active[need]]
 
+    def awaited(self) -> list[int]:
+        """Return what is expected."""
+        return [task for task, expected in enumerate(self.expected) if expected] if self.waiting else []
+
     def stop(self) -> list[int]:
         """Nothing comes any more: return what was expected."""
-        left = [task for task, expected in enumerate(self.expected) if expected] if self.waiting else []
+        left = self.awaited()
         self.expected = bytearray(len(self.expected))
         self.waiting = 0
         self._parked = {}

@@ -82,9 +82,10 @@ class RunTask(TaskState):
 class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
-    __slots__ = ("blocked", "calls", "limit", "since", "timer", "where")
+    __slots__ = ("blocked", "calls", "limit", "since", "timer", "variables", "where")
 
     blocked: bool  #: it waits for a value, and does not count for ``max_parallel``; not set before
+    variables: Variables  #: what a submitted call is called in; set only for one
     calls: int  #: how many calls it has submitted; not set before the first
 
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
@@ -308,7 +309,7 @@ class Lane:
                 else:
                     if stream is not None and stream.full:
                         run.wait_for_room()
-                    if locked(False):
+                    if not posted and locked(False):  # what was posted comes first
                         try:
                             report(item, output, requests, self)
                         finally:  # on the inline executor Ctrl-C can strike anywhere
@@ -494,7 +495,7 @@ class Lane:
                 if not run.coroutine_failed(worker, item, error):
                     return self._go(worker)
             else:
-                if locked(False):  # as in ``_work``
+                if not posted and locked(False):  # as in ``_work``
                     report(item, output, requests, self)
                     if posted or later:
                         monitor.leave()
@@ -518,7 +519,7 @@ class Lane:
 
 def variables_of(item: Item) -> Variables:
     """Return the context variables that a task run goes on in: those of its worker, or of who submitted it."""
-    submitted: Variables | None = getattr(item.extra, "variables", None)
+    submitted: Variables | None = getattr(item, "variables", None)
     return copy_context() if submitted is None else submitted
 
 

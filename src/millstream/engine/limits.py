@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -89,16 +89,14 @@ class Limits:
         self._asking: set[Any] = set()  #: the same without order; who was cancelled is not in here any more
         self._timer: Timer | None = None
 
-    def ask(self, run: Any) -> None:
-        """``run.run.granted(run)`` is posted as soon as it may start, perhaps at once; else ``run.run.look()``."""
+    def ask(self, runs: Sequence[Any]) -> None:
+        """Task runs of one flow run ask: each is ``granted``, by a post, as soon as it may start, perhaps at once."""
         with self._lock:
-            heappush(self._waiting.setdefault(run.task.terms.uses, []), (-run.priority, next(self._order), run))
-            self._asking.add(run)
+            for run in runs:
+                heappush(self._waiting.setdefault(run.task.terms.uses, []), (-run.priority, next(self._order), run))
+                self._asking.add(run)
         self._serve()
-        with self._lock:
-            waits = run in self._asking
-        if waits:
-            run.run.monitor.post(run.run.look)
+        runs[0].run.monitor.post(runs[0].run.look)
 
     def began(self, run: Any, now: float) -> None:
         """The attempt of a task run begins."""
@@ -124,32 +122,37 @@ class Limits:
             for run in heads:
                 run.run.monitor.post(run.run.look)
 
-    def may_move(self, run: Any, runs: Iterable[Any]) -> bool:
-        """Whether a task run that is to have its limits may get them although nothing in ``runs`` moves.
+    def may_move(self, limited: set[Any], runs: Iterable[Any]) -> bool:
+        """Whether any of those that are to have their limits may get them although nothing in ``runs`` moves.
 
-        It may when it has not asked yet, or has just been granted them; when a rate is among them; and when
-        somebody of another run holds one of them, or is ahead.
+        One may when it has not asked yet, or was just granted them; when they are free, or a rate is among
+        them; and when somebody of another run holds one of them, or is ahead.
         """
         inside = set(runs)
         waiting = {holder for each in inside for holder in each.waited_by}  # they wait for us
         with self._lock:
-            if run not in self._asking:
+            if not limited <= self._asking:
                 return True
-            for name in run.task.terms.uses:
-                limit = self._limits[name]
-                if isinstance(limit, Starts):
-                    return True
-                for holder in limit.holders:
-                    if holder in waiting:
-                        continue
-                    if holder.run not in inside or holder.status not in (Status.PENDING, Status.RUNNING):
-                        return True  # of another run; or over, and about to give it back
+            kinds = {run.task.terms.uses for run in limited}
+            if any(self._may_be_free(self._limits[name], inside, waiting) for uses in kinds for name in uses):
+                return True
+            names = {name for uses in kinds for name in uses}
             return any(
                 entry[2].run not in inside and entry[2] in self._asking
                 for uses, queue in self._waiting.items()
-                if not set(uses).isdisjoint(run.task.terms.uses)
+                if not names.isdisjoint(uses)
                 for entry in queue
             )
+
+    def _may_be_free(self, limit: Count | Starts, inside: set[Any], waiting: set[Any]) -> bool:
+        if isinstance(limit, Starts):
+            return True
+        for holder in limit.holders:
+            if holder in waiting:
+                continue
+            if holder.run not in inside or holder.status not in (Status.PENDING, Status.RUNNING):
+                return True  # of another run; or over, and about to give it back
+        return not limit.holders  # given back, and about to be granted
 
     def _serve(self) -> None:
         """Let on whoever may start now; have the clock call again when a rate allows more."""

@@ -498,7 +498,7 @@ class FlowRun(Waiting):
         if retry is None or self.stopping or not retry.again(raised, item.attempt):
             return False
         delay = retry.delay(item.attempt)
-        self._watch_failure(item, error, delay)
+        self._watch_failure(item, error, delay, status)
         again: Any = self.scheduler.retry(item, status)
         self._close_list(item)
         if TaskRetryEvent in self._wants:
@@ -534,7 +534,7 @@ class FlowRun(Waiting):
 
     def _fail(self, item: Item, error: BaseException, status: Status) -> None:
         """A task run has failed for good, or was cancelled or given up; and the map that it is an item of."""
-        self._watch_failure(item, error, None)
+        self._watch_failure(item, error, None, status)
         mapped: Any = item.extra.parent if type(item.extra) is Place else None
         parent = None if mapped is None else self._unmap(mapped)
         if status is not CANCELLED:
@@ -575,7 +575,8 @@ class FlowRun(Waiting):
             self._blame(error)
             return
         self.failures += 1
-        self._first = self._first or error
+        if self._first is None:  # its own truth may be broken
+            self._first = error
         if self.plan.on_error == "log":
             self.monitor.later.append((self.plan.teller.log_failure, (self.id, item.id, error)))
         elif self.plan.on_error == "raise":
@@ -587,10 +588,13 @@ class FlowRun(Waiting):
         scheduler, plan = self.scheduler, self.plan
         while scheduler.outbox:
             said, scheduler.outbox = scheduler.outbox, []
+            wanting = [entry for entry in said if isinstance(entry, TaskRun)]
+            if wanting:
+                self.monitor.later.append((plan.limits.ask, (wanting,)))
             for entry in said:
                 if isinstance(entry, TaskRun):
-                    self.monitor.later.append((plan.limits.ask, (entry,)))
-                elif isinstance(entry, Settled):
+                    continue
+                if isinstance(entry, Settled):
                     self._settled_early(entry)
                 elif isinstance(entry, Coalesced):
                     self.monitor.later.append((self._warn_coalesced, (entry,)))
@@ -628,12 +632,14 @@ class FlowRun(Waiting):
                 run.extra.fail(self, entry.error, cancelled=False)
 
     def _cause_of(self, error: DependencyFailedError, run: Any) -> BaseException | None:
-        """Return the failure that another one is the consequence of."""
+        """Return the failure at the root of another one: the whole chain would be told again in each of its links."""
+        cause: BaseException | None = None
         if run is not None and isinstance(run.extra, Call) and run.extra.because is not None:
-            return run.extra.because.error
-        name = error.failed[0].partition("#")[0] if error.failed else ""
-        task: Any = self.scheduler.tasks.get(name)
-        return None if task is None or task.failure is None else task.failure.error
+            cause = run.extra.because.error
+        elif error.failed:
+            task: Any = self.scheduler.tasks.get(error.failed[0].partition("#")[0])
+            cause = None if task is None or task.failure is None else task.failure.error
+        return cause.__cause__ if isinstance(cause, DependencyFailedError) else cause
 
     # ---- submitted calls ------------------------------------------------------------------------
 
@@ -645,9 +651,10 @@ class FlowRun(Waiting):
         Raises:
             FlowError: it cannot be, since the run has ended or ends; nothing has changed.
         """
+        given_up = parent is not None and parent.given_up
         if parent is not None and parent.status is not RUNNING:
             parent = None  # a callback, or a thread that the task has left behind
-        if self.stopping or (parent is None and not self.open):
+        if given_up or self.stopping or (parent is None and not self.open):
             raise FlowClosedError(f"Run {self.id}")
         task = self._called.get(planned)
         if task is None:
@@ -677,7 +684,7 @@ class FlowRun(Waiting):
                 later.append((cancel_pump, (item.handle, item)))
             else:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((close_unawaited, (item.handle,)))
-            self._watch_failure(item, TaskCancelledError(item.id), None)
+            self._watch_failure(item, TaskCancelledError(item.id), None, CANCELLED)
             self.scheduler.failed(item, CANCELLED)
             self._close_list(item)
         elif self.scheduler.cancel(item):
@@ -704,6 +711,9 @@ class FlowRun(Waiting):
         if self._ends_unseen and task.terms.unseen and item.extra is None:
             task.watched = False  # the first one was all that there was to know
             return
+        if TaskStartEvent in self._wants:  # first: nothing that comes of it may be told before
+            event = TaskStartEvent(self.id, self.plan.flow, self.wall(now), task.name, item.id, item.attempt)
+            self.monitor.post(self.tell, event)
         if task.timeout is not None:
             item.limit = now + task.timeout
             item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
@@ -711,9 +721,6 @@ class FlowRun(Waiting):
             self.plan.limits.began(item, now)
         if self.trace is not None:
             item.where = where(item)
-        if TaskStartEvent in self._wants:
-            event = TaskStartEvent(self.id, self.plan.flow, self.wall(now), task.name, item.id, item.attempt)
-            self.monitor.post(self.tell, event)
 
     def _watch_success(self, item: Item, output: Any) -> None:
         """An attempt of a task that is watched succeeded."""
@@ -728,19 +735,22 @@ class FlowRun(Waiting):
             facts = (task.name, item.id, item.attempt, self._lasted(item), output)
             self.tell(TaskSuccessEvent(self.id, self.plan.flow, self.wall(), *facts))
 
-    def _watch_failure(self, item: Item, error: BaseException, delay: float | None) -> None:
-        """An attempt failed, or was cancelled while it ran."""
+    def _watch_failure(self, item: Item, error: BaseException, delay: float | None, status: Status) -> None:
+        """An attempt failed, or was cancelled or given up while it ran."""
         task = item.task
         if delay is None:
             task.ended = self.clock.now()
         if task.terms.uses:
             self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
-        cancelled = isinstance(error, TaskCancelledError)
         if self.trace is not None:
-            self._trace_attempt(item, CANCELLED if cancelled else FAILED)
-        if TaskFailureEvent in self._wants and not cancelled:
+            self._trace_attempt(item, status)
+        if TaskFailureEvent in self._wants and status is not CANCELLED and not self._is_end(error):
             facts = (task.name, item.id, item.attempt, self._lasted(item), error, delay is not None, delay)
             self.tell(TaskFailureEvent(self.id, self.plan.flow, self.wall(), *facts))
+
+    def _is_end(self, error: BaseException) -> bool:
+        """Whether an attempt was given up since its run ends: that is no failure of its own."""
+        return self.stopping and isinstance(error, TaskCancelledError)
 
     def _trace_attempt(self, item: Item, status: Status) -> None:
         assert self.trace is not None, "only a run with a trace keeps attempts"
@@ -805,7 +815,7 @@ class FlowRun(Waiting):
         if self.open and not self.owner_waits:
             movers += 1  # somebody outside may submit calls, or set values
         if scheduler.limited:
-            movers += sum(self.plan.limits.may_move(item, self.blocked.runs) for item in scheduler.limited)
+            movers += self.plan.limits.may_move(scheduler.limited, self.blocked.runs)
         return movers
 
     # ---- time -----------------------------------------------------------------------------------
@@ -907,7 +917,7 @@ class FlowRun(Waiting):
             for worker in list(lane.crew):
                 item: Any = worker.item
                 if item is not None and item.status is RUNNING:
-                    self._watch_failure(item, TaskCancelledError(item.id), None)
+                    self._watch_failure(item, TaskCancelledError(item.id), None, ABANDONED)
                     self.scheduler.failed(item, ABANDONED)
                     self._close_list(item)
                     if isinstance(item.extra, Call):
@@ -967,7 +977,7 @@ class FlowRun(Waiting):
         self.scheduler.forget()
         self.record = record_of(self, why)
         later.append((self.record.let_go, ()))
-        self.met = []
+        self.met, self._called = [], {}
 
     def _end_telling(self) -> None:
         """Announce the end when the hooks have had their events, or have taken too long; no lock held."""
@@ -977,6 +987,7 @@ class FlowRun(Waiting):
 
             def told() -> None:
                 timer.cancel()
+                self.clock.tidy()
                 self.announce()
 
             teller.run_ended(told, self._started_by)
@@ -1005,7 +1016,7 @@ class FlowRun(Waiting):
         first, *others = self._errors
         if not others:
             return first
-        if isinstance(first, RunCancelledError):
+        if isinstance(first, RunCancelledError | RunTimeoutError):
             for error in others:
                 self.monitor.later.append((self.plan.teller.log_failure, (self.id, None, error)))
             return first
@@ -1194,11 +1205,7 @@ SILENT = (StopIteration, StopAsyncIteration)
 
 def as_failure(task_id: str, error: BaseException) -> FlowError:
     """Return the failure that stands for one which cannot be raised as it is."""
-    try:
-        said = repr(error)
-    except Exception:  # its own code is broken as well
-        said = f"a {type(error).__name__} that cannot be shown"
-    failure = TaskFailedError(task_id, said)
+    failure = TaskFailedError(task_id, shown(error))
     failure.__cause__ = error
     return failure
 

@@ -131,6 +131,7 @@ class Scheduler:
         waits += [(run.id, f"a limit ({', '.join(run.task.terms.uses)})") for run in self.limited]
         if self.edges is not None:
             waits += [(run.id, ", ".join(self.edges.waits_for(run.task.node))) for run in self.edges.parked()]
+            waits += [(self.edges.graph.names[n], ", ".join(self.edges.waits_for(n))) for n in self.edges.awaited()]
         return waits
 
     # ---- facts that come in -------------------------------------------------------------------
@@ -656,9 +657,9 @@ class Scheduler:
         if edges.holds(node, routers=routers):
             edges.park(node, run, routers=routers)
         else:
-            self._start_parked(run, edges.failed.pop(node, ()))
+            self._start_parked(run, () if asker is not None else edges.failed.get(node, ()))
 
-    def _start_parked(self, run: TaskRun, failed: Sequence[int]) -> None:
+    def _start_parked(self, run: TaskRun, failed: Iterable[int]) -> None:
         """A run that was asked for by name waits for no dependency any more."""
         edges, task = self.edges, run.task
         assert edges is not None, "only a graph has nodes"
@@ -825,12 +826,12 @@ class Scheduler:
         edges.failed.pop(node, None)
         return bool(expected) and not task.live
 
-    def _decide_expected(self, task: TaskState, node: int, failed: Sequence[int]) -> None:
+    def _decide_expected(self, task: TaskState, node: int, failed: Iterable[int]) -> None:
         edges = self.edges
         assert edges is not None, "only a graph has nodes"
         fired, edges.fired[node] = edges.fired[node], 0
         if edges.unchosen(node):
-            self._skip(task, node, "it was not chosen")
+            self._skip(task, "it was not chosen")
         elif failed and task.terms.on_dep_failure != "run-anyway":
             names = [edges.graph.names[each] for each in failed]
             edges.fell(node)
@@ -839,11 +840,9 @@ class Scheduler:
         elif fired or failed:
             self._follow_edge(task, node)
         elif not task.runs:
-            self._skip(task, node, "nothing that leads to it ran")
+            self._skip(task, "nothing that leads to it ran")
 
-    def _skip(self, task: TaskState, node: int, reason: str) -> None:
-        assert self.edges is not None, "only a graph has nodes"
-        self.edges.ran[node] = 0
+    def _skip(self, task: TaskState, reason: str) -> None:
         if not task.runs:
             self._never(task, SKIPPED, None, reason)
 

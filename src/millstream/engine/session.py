@@ -40,6 +40,9 @@ class CallShape(NamedTuple):
     positional: tuple[str, ...]  #: names of those that are filled by position
 
 
+FORGOTTEN = CallShape("", False, None, {}, ())
+
+
 class Submitted(Call):
     """A submitted call as the driver sees it."""
 
@@ -110,6 +113,7 @@ class Submitted(Call):
     def forget(self) -> None:
         """It has ended for good: let go of what it was called with, and of its task run."""
         self.args, self.kwargs, self.fn, self.variables, self.run = (), {}, None, None, None
+        self.shape = FORGOTTEN
 
 
 def _at(args: list[Any], position: int) -> Any:
@@ -255,10 +259,11 @@ class TaskHandle(Future[R], Generic[R]):
     def _tell(self, run: FlowRun) -> None:
         """Call the callbacks; no lock held."""
         run.nudge()
-        try:
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # of Future
-        except BaseException as error:  # SystemExit, say: it would end the worker that is here by chance
-            run.plan.teller.log_failure(run.id, f"{self.id} (a callback)", error)
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]  # of Future, which would stop at SystemExit
+            try:
+                callback(self)
+            except BaseException as error:
+                run.plan.teller.log_failure(run.id, f"{self.id} (a callback)", error)
 
 
 def call_invoke(item: Item, context: Any) -> Any:
@@ -267,9 +272,13 @@ def call_invoke(item: Item, context: Any) -> Any:
     fn, variables = call.fn, call.variables
     if call.withdrawn or fn is None or variables is None:
         raise TaskCancelledError(item.id)
+    variables = item.variables = variables.copy()  # of this attempt alone
     args, kwargs = call.arguments(context)
     variables.run(current_run.set, item)
-    return variables.run(fn, *args, **kwargs)
+    try:
+        return variables.run(fn, *args, **kwargs)
+    finally:  # the traceback of an error keeps this frame: no circle with the call, which keeps the error
+        del item, call, args, kwargs, variables, context, fn
 
 
 def submit_call(
@@ -446,12 +455,10 @@ class Session(FlowRun):
 
     def shut(self) -> None:
         """No calls are submitted from outside any more."""
-        self.monitor.post(self._shut)
-
-    def _shut(self) -> None:
-        if self.open:
-            self.open = False
-            self._after()
+        with self.monitor:
+            if self.open:
+                self.open = False
+                self._after()
 
     def __enter__(self) -> Self:
         return self

@@ -266,6 +266,10 @@ class Blocked:
         """Choose who is told, and what."""
         waiters = [waiter for waiter in self._waiters() if waiter.counted]
         live = {name for run in self.runs for name, task in run.scheduler.tasks.items() if task.live}
+        for run in self.runs:
+            edges = run.scheduler.edges
+            if edges is not None:
+                live.update(edges.graph.names[task] for task in edges.awaited())
         limited = any(run.scheduler.limited for run in self.runs)  # one of those might set anything
         for waiter in waiters:
             if isinstance(waiter.key, str) and waiter.key not in live and not limited:
