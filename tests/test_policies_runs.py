@@ -262,6 +262,29 @@ def test_items_of_a_map_are_tried_again_each_for_itself(flow):
     assert seen == {0: 1, 1: 3, 2: 2}
 
 
+def test_items_of_a_failed_map_are_not_tried_again():
+    """When an item has failed for good, the map has: others that fail later are not tried again."""
+    both, failed, attempts = threading.Barrier(2), threading.Event(), Log()
+    with Flow("thread", max_workers=2, on_error="continue") as flow:
+        flow.add_task("after", failed.set, depends_on=["fetch"], on_dep_failure="run-anyway")
+
+        @flow.task(for_each="$inputs.rows", retries=3, retry_on=OSError)
+        def fetch(index):
+            attempts.add(index)
+            if len(attempts) <= 2:
+                both.wait(WATCHDOG)
+            if index == 0:
+                raise ValueError("for good")
+            wait(failed)
+            raise OSError("once more?")
+
+        flow.start(inputs={"rows": "ab"}).result(WATCHDOG)
+        row = flow.report().tasks["fetch"]
+    assert sorted(attempts) == [0, 1]
+    assert (row.status, row.error.message) == (Status.FAILED, "for good")
+    assert None not in (row.started_at, row.finished_at)
+
+
 @on_three
 def test_submitted_calls_are_tried_again(flow):
     """A submitted call has the retries of its task; its handle ends with the last attempt."""

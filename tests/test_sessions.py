@@ -46,6 +46,7 @@ from millstream import (
     RunTimeoutError,
     Status,
     StreamChunk,
+    StreamError,
     Task,
     TaskBase,
     TaskCancelledError,
@@ -1080,6 +1081,22 @@ def test_a_call_that_is_submitted_after_the_failure(flow):
             assert handle.status is status
 
 
+@two
+def test_those_that_pass_on_a_failure(executor):
+    """Calls that ask for the result of a failed one fail by the same exception, which is raised once."""
+    mine = ValueError("mine")
+
+    def raises():
+        raise mine
+
+    with pytest.raises(ValueError, match="mine") as caught, Flow(executor) as flow:
+        bad = flow.submit(raises)
+        passing = [flow.submit(lambda: bad.result()) for _ in range(3)]
+        wait(passing)
+    assert caught.value is mine
+    assert {handle.status for handle in passing} == {Status.FAILED}
+
+
 # ---- cancelling -------------------------------------------------------------------------------------
 
 
@@ -1401,6 +1418,75 @@ def test_cancelling_at_any_moment(flow):
         sys.setswitchinterval(before)
 
 
+@pytest.mark.parametrize("executor", ["thread", "asyncio"], indirect=True)
+def test_cancelling_a_generator_runs_its_finally(flow):
+    """A generator that was told to stop is closed, sync or async."""
+    begun, closed = threading.Semaphore(0), threading.Semaphore(0)
+
+    def steps():
+        try:
+            while True:
+                yield
+                begun.release()
+        finally:
+            closed.release()
+
+    async def steps_later():
+        try:
+            while True:
+                yield
+                begun.release()
+                await asyncio.sleep(0)
+        finally:
+            closed.release()
+
+    with flow:
+        for fn in (steps, steps_later):
+            handle = flow.submit(fn)
+            assert begun.acquire(timeout=WATCHDOG)
+            assert handle.cancel() is True
+            assert closed.acquire(timeout=WATCHDOG)
+
+
+@pytest.mark.parametrize("executor", ["thread-1", "asyncio-1", "pool-1"], indirect=True)
+def test_cancelling_a_call_that_waits_for_a_value(flow):
+    """Its wait ends, and its place is free for others."""
+
+    async def gets_later(ctx):
+        await ctx.aget("never", external=True)
+
+    box = []
+    with flow, flow.session() as session:
+        for fn in (
+            lambda ctx: ctx.get("never", external=True),
+            gets_later,
+            lambda: box[0].result(),
+        ):
+            box[:] = [session.submit(asyncio.sleep, WATCHDOG)]
+            handle = session.submit(fn)
+            until(lambda: "waiting for" in repr(session))
+            assert handle.cancel() is True
+            assert "waiting for" not in repr(session)
+            assert session.submit(double, 1).result() == 2
+            box[0].cancel()
+
+
+@pytest.mark.parametrize("how", ["runs", "waits"])
+def test_a_cancelled_call_gives_its_limit_back(how, gate):
+    """Whether it runs or waits, the next one may have what it held or stood in line for."""
+    with Flow(limits={"db": 1}) as flow:
+        holder = flow.submit(Task("holder", gate, uses=["db"]))
+        assert gate.begun.wait(WATCHDOG)
+        waiting = [flow.submit(Task("waits", double, uses=["db"]), n) for n in range(3)]
+        if how == "runs":
+            assert holder.cancel() is True
+        else:
+            assert waiting[0].cancel() is True
+            gate.open.set()
+        assert [handle.result() for handle in waiting[how == "waits" :]] == [0, 2, 4][how == "waits" :]
+        gate.open.set()
+
+
 # ---- timeouts -----------------------------------------------------------------------------------------
 
 
@@ -1609,6 +1695,71 @@ def test_a_call_knows_who_it_is(flow):
         assert two[:3] == ("who#2", "orders-7", 1)
         assert one[3] != two[3]
         assert len({session.submit(lambda: flow.submit(who).result()).result()[3] for _ in range(5)}) == 5
+
+
+@two
+def test_hostile_arguments_and_errors(executor):
+    """Nobody compares, hashes, shows or asks the truth of what is passed through."""
+
+    class Hostile(Exception):
+        def refuse(self, *_):
+            raise RuntimeError("do not touch")
+
+        __eq__ = __bool__ = __len__ = __str__ = __repr__ = refuse
+        __hash__ = refuse
+
+    mine = Hostile()
+
+    def raises():
+        raise Hostile
+
+    with Flow(executor) as flow:
+        assert flow.submit(lambda x: x, mine).result() is mine
+        assert flow.submit(lambda x: x, [mine, flow.submit(double, 1)]).result()[0] is mine
+        assert flow.submit(lambda x, **names: names["y"], 1, y={"a": mine}).result()["a"] is mine
+        assert type(flow.submit(raises).exception()) is Hostile
+    with pytest.raises(ExceptionGroup) as caught, Flow(executor) as flow:
+        flow.submit(raises)
+        flow.submit(raises)
+    assert [type(error) for error in caught.value.exceptions] == [Hostile] * 2
+
+
+@two
+def test_a_registered_task_that_is_submitted_stands_alone(flow):
+    """It is called with the arguments that it is given, whatever its edges are."""
+    flow.add_task("first", lambda: 5)
+    flow.add_task("second", lambda first: first + 1)
+    with flow:
+        with flow.session() as session:
+            assert session.submit(flow["second"], 1).result() == 2
+            assert session.submit(flow["second"], session.submit(flow["first"])).result() == 6
+            with pytest.raises(TypeError, match="first"):
+                session.submit(flow["second"]).result()
+        assert session.result() == {"second": 2, "second#2": 6}
+
+
+def test_a_task_chooses_its_executor():
+    """A call of a Task goes where its executor option says; async ones go to a loop."""
+
+    async def where_later():
+        return threading.current_thread()
+
+    with Flow("inline") as flow:
+        main = threading.main_thread()
+        assert flow.submit(threading.current_thread).result() is main
+        assert flow.submit(Task("where", threading.current_thread, executor="thread")).result() is not main
+        assert flow.submit(where_later).result() is not main
+
+
+def test_a_higher_priority_starts_earlier(gate):
+    """Among calls that are ready, the order of submission decides only between equals."""
+    order = []
+    with Flow(max_workers=1) as flow:
+        begun(flow, gate)
+        for n, priority in enumerate([0, 2, 1, 2, 0]):
+            flow.submit(Task(f"task-{n}", order.append, priority=priority), n)
+        gate.open.set()
+    assert order == [1, 3, 2, 0, 4]
 
 
 # ---- generators and requests ----------------------------------------------------------------------
@@ -1853,6 +2004,78 @@ def test_a_helper_thread_of_a_task_submits():
         assert inside == own != said[0]
 
 
+@three
+def test_calls_are_streamed_with_their_run(flow):
+    """The chunk of a call comes before that of the task that asked for it; leaving early cancels calls as well."""
+    handles = []
+
+    @flow.task
+    def start():
+        handles.append(flow.submit(double, 1))
+        return handles[0].result()
+
+    with flow:
+        assert [chunk.task_id for chunk in flow.stream("start")] == ["double", "start"]
+
+        @flow.task
+        def endless(ctx):
+            handles.append(flow.submit(lambda ctx: ctx.get("never", external=True)))
+            ctx.emit("begun")
+            return handles[-1].result()
+
+        for chunk in flow.stream("endless"):
+            assert chunk.value == "begun"
+            break
+        assert handles[-1].cancelled()
+    assert handles[0].result() == 2
+
+
+@three
+def test_sessions_and_flows_inside_calls(flow):
+    """A call may open a session, and a flow of its own; waiting there gives its place back."""
+
+    def opens_session(n):
+        with flow.session() as session:
+            return session.submit(double, n).result()
+
+    def opens_flow(n):
+        with Flow(max_workers=1) as inner:
+            return inner.submit(double, square.submit(n)).result()
+
+    async def opens_later(n):
+        async with flow.session() as session:
+            return await session.submit(double_later, n)
+
+    with flow:
+        assert [flow.submit(fn, 3).result() for fn in (opens_session, opens_flow, opens_later)] == [6, 18, 6]
+
+
+@three
+def test_a_task_of_a_run_that_has_failed_cannot_submit(flow):
+    """Nothing new starts after the first failure: the task is told so."""
+    said = []
+
+    @flow.task
+    async def goes_on():
+        submitter.set()
+        while not current_task().cancelled:
+            await asyncio.sleep(0)
+        try:
+            flow.submit(double, 1)
+        except FlowError as error:
+            said.append(error)
+
+    @flow.task
+    def breaks():
+        assert submitter.wait(WATCHDOG)
+        raise ValueError("mine")
+
+    submitter = threading.Event()
+    with flow, pytest.raises(ValueError, match="mine"):
+        flow.run(["goes_on", "breaks"])
+    assert len(said) <= 1  # a coroutine may have been cancelled before it could ask
+
+
 def test_max_task_runs_counts_calls():
     """A run that submits without end is ended."""
     with Flow("inline", max_task_runs=5) as flow:
@@ -2017,6 +2240,30 @@ def test_one_of_a_circle_may_handle_it():
         box += [flow.submit(asks, n) for n in (1, 2, 0)]
         ready.set()
         assert [handle.result() for handle in box] == ["broken"] * 3
+
+
+def test_sessions_that_share_a_context_and_wait_for_each_other():
+    """The proof is over all runs of a context: calls of two sessions that wait for each other are told."""
+    flow = Flow(context=Context())
+    errors = []
+
+    def block():
+        with flow.session() as one, flow.session() as two:
+            box, ready = [], threading.Event()
+
+            def asks(n):
+                assert ready.wait(WATCHDOG)
+                return box[n].result()
+
+            box += [one.submit(asks, 1), two.submit(asks, 0)]
+            ready.set()
+            errors.extend(handle.exception() for handle in box)
+
+    try:
+        run_threads(block)
+    finally:
+        flow.close()
+    assert [type(error) for error in errors] == [DeadlockError] * 2
 
 
 def test_a_key_and_a_handle_that_wait_for_each_other():
@@ -2363,6 +2610,17 @@ def test_a_session_that_was_never_closed():
     assert answers in ([(2, Status.SUCCESS)], [(2, Status.CANCELLED)])
 
 
+def test_a_session_that_nobody_reads():
+    """Thousands of calls without a reader slow nobody down; who reads too late is told so."""
+    with Flow("inline") as flow:
+        with flow.session() as session:
+            for n in range(1500):
+                session.submit(double, n)
+        with pytest.raises(StreamError, match="more chunks"):
+            session.stream()
+        assert len(session.result()) == 1500
+
+
 def test_reading_the_stream_of_a_session(gate):
     """Another thread reads chunks while the block submits; the loop ends with the session."""
     with Flow() as flow:
@@ -2647,6 +2905,29 @@ def test_eight_threads_submit_at_once(kind):
             assert len({handle.id for handle in handles}) == 160
             assert report.tasks["double"].runs == 160
     assert starts == [report.run_id]
+
+
+@pytest.mark.parametrize("kind", ["inline", "thread", "asyncio"])
+def test_leaving_while_others_are_busy(kind):
+    """Whatever workers and other threads do at that moment, the end of a block is the same."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(25):
+            handles = []
+
+            def busy(flow, handles):
+                for n in range(10):
+                    handles.append(flow.submit(double_later if n % 3 else double, n))
+                    if n % 2:
+                        handles[n // 2].cancel()
+
+            with Flow(kind, max_parallel=3) as flow:
+                flow.submit(double, 1)
+                run_threads(*[functools.partial(busy, flow, handles)] * 3)
+            assert all(handle.done() for handle in handles)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_thread_submits_inline_while_another_works():
