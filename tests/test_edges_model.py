@@ -428,10 +428,16 @@ class Model:
         alive = {run.name for run in self.live.values()}
         return name in alive or bool(alive & self.ways[name])
 
+    def led_to_by(self, asker: str, name: str) -> bool:
+        return asker == name or asker in self.ways[name]
+
     # events
 
     def ask(self, requests: list[NextTask], asker: str = "") -> None:
-        self.met |= self.shape.all_after([request.id for request in requests])
+        for name in self.shape.all_after([request.id for request in requests]):
+            self.met.add(name)
+            if not self.led_to_by(asker, name) and not self.active(name):
+                self.outputs.pop(name, None)  # a new wave begins
         made = []
         for request in requests:
             name = request.id
@@ -446,7 +452,7 @@ class Model:
             self.expected.discard(name)
         for run in made:
             before = self.shape.before(run.name)
-            if not any(asker in {each, *self.ways[each]} or self.active(each) for each in before):
+            if not any(self.led_to_by(asker, each) or self.active(each) for each in before):
                 self.start(run)  # there is nothing to wait for
 
     def succeed(self, id: str, output: Any, requests: list[NextTask] | None, *, follow: bool) -> None:
@@ -509,7 +515,7 @@ class Model:
         self.led.discard(name)
         routers = self.met.intersection(self.shape.routers(name))
         if routers and not failed.intersection(routers):
-            self.skip(name, True)
+            self.skip(name)
         elif failed and self.shape.policy(name) != "run-anyway":
             self.drop(name, name)
             self.fell(name)
@@ -518,11 +524,9 @@ class Model:
             self.live[name] = Run(name, name)
             self.start(self.live[name])
         else:
-            self.skip(name, not self.ended[name])
+            self.skip(name)
 
-    def skip(self, name: str, forget: bool) -> None:
-        if forget:
-            self.outputs.pop(name, None)
+    def skip(self, name: str) -> None:
         if not self.ended[name]:
             self.settled[name, SKIPPED] += 1
 

@@ -197,7 +197,7 @@ def test_bound_methods_can_be_named(inline):
             flow.add_task("mail", self.mail)
 
         def extract(self):
-            return "raw"
+            return 5
 
         def load(self, extract):
             return f"loads {extract}"
@@ -208,7 +208,7 @@ def test_bound_methods_can_be_named(inline):
     etl = Etl(inline)
     assert dict(inline.dependencies) == {"load": ("extract",), "extract": (), "mail": ()}
     assert dict(inline.routes) == {"extract": ("mail",)}
-    assert inline.run(targets=[etl.load]) == {"load": "loads raw"}
+    assert inline.run(targets=[etl.load]) == {"load": "loads 5"}
 
 
 def test_an_empty_list_turns_inference_off(inline):
@@ -688,6 +688,16 @@ def test_a_run_raises_a_single_problem_as_itself_and_starts_nothing(inline):
     assert called == []
     with pytest.raises(UnknownRunError):
         inline.report()
+
+
+def test_a_missing_name_is_told_once(inline):
+    """However many edges lead to it and from it."""
+    inline.add_task("a", lambda: 1)
+    inline.add_task("c", lambda: 1)
+    inline.connect("a >> b >> c")
+
+    [problem] = problems(inline)
+    assert (type(problem), problem.name) == (TaskNotFoundError, "b")
 
 
 def test_a_loop_through_routes_is_valid(inline):
@@ -1429,10 +1439,10 @@ def test_items_that_are_no_inputs_are_refused(inline, bad):
 
 @pytest.mark.parametrize(("bad", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_a_bad_max_concurrent_is_refused(inline, bad, error):
-    """It is a whole number from 1 on."""
+    """It is a whole number from 1 on, and anything else is refused at once, before the first item is asked for."""
     inline.add_task("load", lambda: 1)
     with pytest.raises(error, match="max_concurrent"):
-        list(inline.run_many([None], max_concurrent=bad))
+        inline.run_many([None], max_concurrent=bad)
 
 
 def test_run_many_of_an_empty_source_runs_nothing(inline):
@@ -1713,6 +1723,27 @@ def test_a_dependant_of_spawned_runs_sees_the_newest_output():
         run = flow.start("split")
         merged = run.result(WATCHDOG)["merge"]
         assert merged == run.context["part"]
+
+
+def test_dependants_wait_for_a_task_that_asks_for_itself(flow):
+    """As long as a task goes on with itself its dependants wait; they run once, when it has stopped."""
+    flow.add_task("poll", lambda ctx: NextTask("poll") if ctx.update("n", lambda n: n + 1, default=0) < 5 else ctx["n"])
+    flow.add_task("load", lambda poll: f"after {poll}")
+
+    assert flow.run() == {"load": "after 5"}
+    assert {name: row.runs for name, row in flow.report().tasks.items()} == {"poll": 5, "load": 1}
+
+
+def test_one_spawned_run_that_follows_its_edges_is_enough(flow):
+    """When some runs of a task stopped and others did not, what is behind them runs."""
+    flow.add_task("split", lambda: [NextTask("part", {"n": n}, spawn_another=True) for n in range(4)])
+    flow.add_task("part", lambda n: TaskOutput(n, None if n == 2 else []))
+    flow.add_task("merge", lambda part: "merged")
+
+    results, after = outcome(flow, "split")
+    assert results == {"part": 0, "part#2": 1, "part#4": 3, "merge": "merged"}
+    assert after == dict.fromkeys(["split", "part", "merge"], SUCCESS)
+    assert flow.report().tasks["merge"].runs == 1
 
 
 def test_each_wave_follows_the_static_edges_anew(either):
@@ -2422,14 +2453,15 @@ LARGE = 100_000
 
 def test_a_large_graph_registered_leaf_first():
     """100,000 tasks, each behind the one that is registered after it, are checked and run without recursion."""
+    called = itertools.count()
 
-    def step(payload):
-        return payload + 1
+    def step():
+        return next(called)
 
     with Flow("inline") as flow:
         for n in range(LARGE - 1, 0, -1):
             flow.add_task(f"step {n}", step, depends_on=[f"step {n - 1}"])
-        flow.add_task("step 0", lambda: 0, depends_on=[])
+        flow.add_task("step 0", step, depends_on=[])
 
         flow.validate()
         assert flow.run() == {f"step {LARGE - 1}": LARGE - 1}

@@ -278,7 +278,7 @@ def test_items_of_a_failed_map_are_not_tried_again():
             wait(failed)
             raise OSError("once more?")
 
-        flow.start(inputs={"rows": "ab"}).result(WATCHDOG)
+        flow.start(inputs={"rows": ["a", "b"]}).result(WATCHDOG)
         row = flow.report().tasks["fetch"]
     assert sorted(attempts) == [0, 1]
     assert (row.status, row.error.message) == (Status.FAILED, "for good")

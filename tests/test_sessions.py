@@ -1421,31 +1421,31 @@ def test_cancelling_at_any_moment(flow):
 @pytest.mark.parametrize("executor", ["thread", "asyncio"], indirect=True)
 def test_cancelling_a_generator_runs_its_finally(flow):
     """A generator that was told to stop is closed, sync or async."""
-    begun, closed = threading.Semaphore(0), threading.Semaphore(0)
 
-    def steps():
+    def steps(begun, closed):
         try:
             while True:
                 yield
-                begun.release()
+                begun.set()
         finally:
-            closed.release()
+            closed.set()
 
-    async def steps_later():
+    async def steps_later(begun, closed):
         try:
             while True:
                 yield
-                begun.release()
+                begun.set()
                 await asyncio.sleep(0)
         finally:
-            closed.release()
+            closed.set()
 
     with flow:
         for fn in (steps, steps_later):
-            handle = flow.submit(fn)
-            assert begun.acquire(timeout=WATCHDOG)
+            begun, closed = threading.Event(), threading.Event()
+            handle = flow.submit(fn, begun, closed)
+            assert begun.wait(WATCHDOG)
             assert handle.cancel() is True
-            assert closed.acquire(timeout=WATCHDOG)
+            assert closed.wait(WATCHDOG)
 
 
 @pytest.mark.parametrize("executor", ["thread-1", "asyncio-1", "pool-1"], indirect=True)
@@ -1457,18 +1457,31 @@ def test_cancelling_a_call_that_waits_for_a_value(flow):
 
     box = []
     with flow, flow.session() as session:
-        for fn in (
-            lambda ctx: ctx.get("never", external=True),
-            gets_later,
-            lambda: box[0].result(),
-        ):
+        for fn in (lambda ctx: ctx.get("never", external=True), gets_later, lambda: box[0].result()):
             box[:] = [session.submit(asyncio.sleep, WATCHDOG)]
             handle = session.submit(fn)
             until(lambda: "waiting for" in repr(session))
             assert handle.cancel() is True
-            assert "waiting for" not in repr(session)
+            until(lambda: "waiting for" not in repr(session))
             assert session.submit(double, 1).result() == 2
             box[0].cancel()
+
+
+def test_cancelling_one_that_waits_harms_no_other(gate):
+    """A call that was cancelled while it waited is not taken for a part of a deadlock."""
+    with Flow(max_workers=3) as flow, flow.session() as session:
+        slow = session.submit(gate, 5)
+        asking = [session.submit(lambda: slow.result()) for _ in range(2)]
+
+        async def awaits():
+            return await slow
+
+        asking.append(session.submit(awaits))
+        until(lambda: repr(session).count("waiting for") == 1 and session.blocked.count == 3)
+        assert asking.pop().cancel() is True
+        assert asking.pop().cancel() is True
+        gate.open.set()
+        assert asking[0].result() == 5
 
 
 @pytest.mark.parametrize("how", ["runs", "waits"])
@@ -1730,12 +1743,27 @@ def test_a_registered_task_that_is_submitted_stands_alone(flow):
     flow.add_task("first", lambda: 5)
     flow.add_task("second", lambda first: first + 1)
     with flow:
-        with flow.session() as session:
-            assert session.submit(flow["second"], 1).result() == 2
-            assert session.submit(flow["second"], session.submit(flow["first"])).result() == 6
-            with pytest.raises(TypeError, match="first"):
-                session.submit(flow["second"]).result()
-        assert session.result() == {"second": 2, "second#2": 6}
+        assert flow["second"].submit(1).result() == 2
+        assert flow["second"].submit(flow["first"].submit()).result() == 6
+        with pytest.raises(TypeError, match="first"):
+            flow["second"].submit().result()
+
+
+def test_the_results_of_a_session_do_not_depend_on_timing(gate):
+    """Whether a call had ended when another one took its handle makes no difference to what the session gives."""
+    results = []
+    with Flow() as flow:
+        for late in (False, True):
+            with flow.session() as session:
+                first = session.submit(gate, 3)
+                if late:
+                    first.result()
+                second = session.submit(double, first)
+                gate.open.set()
+                assert second.result() == 6
+            results.append(session.result())
+    assert results[0] == results[1]
+    assert results[0]["double"] == 6
 
 
 def test_a_task_chooses_its_executor():
@@ -2006,16 +2034,22 @@ def test_a_helper_thread_of_a_task_submits():
 
 @three
 def test_calls_are_streamed_with_their_run(flow):
-    """The chunk of a call comes before that of the task that asked for it; leaving early cancels calls as well."""
-    handles = []
+    """The chunk of a call comes before that of the task that asked for it."""
 
     @flow.task
     def start():
-        handles.append(flow.submit(double, 1))
-        return handles[0].result()
+        return flow.submit(double, 1).result()
 
     with flow:
         assert [chunk.task_id for chunk in flow.stream("start")] == ["double", "start"]
+
+
+@on_several_workers
+def test_leaving_a_stream_cancels_calls(flow):
+    """They belong to the run whose stream it was; their handles tell, also after the run."""
+    handles = []
+
+    with flow:
 
         @flow.task
         def endless(ctx):
@@ -2027,7 +2061,6 @@ def test_calls_are_streamed_with_their_run(flow):
             assert chunk.value == "begun"
             break
         assert handles[-1].cancelled()
-    assert handles[0].result() == 2
 
 
 @three
@@ -2040,7 +2073,7 @@ def test_sessions_and_flows_inside_calls(flow):
 
     def opens_flow(n):
         with Flow(max_workers=1) as inner:
-            return inner.submit(double, square.submit(n)).result()
+            return inner.submit(double, inner.submit(square, n)).result()
 
     async def opens_later(n):
         async with flow.session() as session:
@@ -2996,6 +3029,18 @@ def test_task_submit_inside_a_task_means_its_run(executor):
         assert other.run("start")["square"] == 9
     assert flow.report().tasks["square"].runs == 1
     other.close()
+
+
+@three
+def test_a_block_inside_a_task(executor):
+    """Inside a block that a task has entered, task.submit means that block."""
+
+    def opens():
+        with Flow("inline") as inner:
+            return inner.submit(double, square.submit(3)).result()
+
+    with Flow(executor) as flow:
+        assert flow.submit(opens).result() == 18
 
 
 def test_two_flows_on_a_pool_of_one():

@@ -116,8 +116,8 @@ class DependencyFailedError(FlowError):
 
     def __str__(self) -> str:
         return (
-            f"Task run {self.task_id} did not start, since {', '.join(self.failed)} failed: mend that, or give it "
-            "on_dep_failure='skip' or 'run-anyway'."
+            f"Task run {self.task_id} did not start, since {listing(self.failed)} failed: mend that, or see its "
+            "on_dep_failure."
         )
 
 
@@ -294,6 +294,12 @@ class StateError(FlowError):
 
 class DuplicateTaskWarning(UserWarning):
     """A name was registered again on a flow for another function."""
+
+
+def listing(names: tuple[str, ...]) -> str:
+    """Return some names for a sentence; of very many, the first."""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(map(str, names[:20])) + more
 
 
 def listed(label: str, names: Iterable[Any], wanted: str = "") -> str:

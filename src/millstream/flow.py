@@ -474,14 +474,6 @@ class Flow:
     def _check_for_flow(self, task: Task[..., Any]) -> None:
         """Refuse options that this flow cannot serve."""
         self._executors.check(task.options.executor)
-        if task.options.executor in ("thread", "process"):
-            from millstream.binding import is_async
-
-            if is_async(task.fn):
-                raise TypeError(
-                    f"Task {task.name} is async, and executor={task.options.executor!r} cannot await it: "
-                    "leave executor out, and an event loop does."
-                )
         for name in task.options.uses:
             if name not in self._limits_given:
                 given = ", ".join(self._limits_given) or "none"
@@ -902,7 +894,7 @@ class Flow:
     def __enter__(self) -> Self:
         with self._lock:
             self._refuse_closed()
-            self._entered.append(current_flow.set(self))
+            self._entered.append(current_flow.set((self, current_run.get())))
         return self
 
     def _leave(self) -> Session | None:

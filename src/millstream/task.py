@@ -294,6 +294,14 @@ class Task(Generic[P, R]):
         self.name = name
         self.fn = fn
         self.options = Options(name, **options)
+        if self.options.executor in ("thread", "process"):
+            from millstream.binding import is_async  # only then, for it is large
+
+            if is_async(fn):
+                raise TypeError(
+                    f"Task {name} is async, and executor={self.options.executor!r} cannot await it: "
+                    "leave executor out, and an event loop does."
+                )
 
     @property
     def origin(self) -> Task[..., Any]:
@@ -342,9 +350,9 @@ class Task(Generic[P, R]):
             FlowError: there is no run to submit to, or a handle belongs to another one.
         """
         run = current_run.get()
-        if run is not None:
+        flow, entered_in = current_flow.get() or (None, None)
+        if run is not None and (flow is None or entered_in is not run):  # no block is further inside than the task
             return run.submit(self, args, kwargs, depends_on, call_key)
-        flow = current_flow.get()
         if flow is None:
             raise FlowError(
                 f"Task {self.name} can be submitted inside 'with Flow() as flow:' or inside a task; elsewhere use "

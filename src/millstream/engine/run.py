@@ -27,7 +27,7 @@ from millstream.engine.scheduler import Scheduler
 from millstream.engine.states import Call, Coalesced, Place, RunTerms, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.tell import END, Teller
-from millstream.engine.waiting import GRACE, Waiting
+from millstream.engine.waiting import GRACE, Waiting, waits_somewhere
 from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
     DeadlockError,
@@ -146,7 +146,6 @@ class FlowRun(Waiting):
         self.open = False  #: calls can still be submitted from outside
         self.is_session = False  #: calls are submitted from outside: one that fails stops no other one
         self.unasked: dict[Any, BaseException] = {}  #: failures of calls that nobody asked for yet
-        self.owner_waits = 0  #: how often the thread that may submit calls waits for one
         self.owner: threading.Thread | None = None  #: whose work that is
         self.failures = 0  #: task runs that failed and did not end the run
         self._first: BaseException | None = None  # what the first of them raised
@@ -497,6 +496,8 @@ class FlowRun(Waiting):
         raised = error.__cause__ if type(error) is TaskFailedError and error.__cause__ is not None else error
         if retry is None or self.stopping or not retry.again(raised, item.attempt):
             return False
+        if type(item.extra) is Place and item.extra.parent.status is not RUNNING:
+            return False  # its map has failed
         delay = retry.delay(item.attempt)
         self._watch_failure(item, error, delay, status)
         again: Any = self.scheduler.retry(item, status)
@@ -542,6 +543,7 @@ class FlowRun(Waiting):
             self._blame_task(parent or item, error)  # before anything could start because of its end
         for ended in (item, parent):
             if ended is not None and ended.status is RUNNING:
+                ended.task.ended = self.clock.now()
                 self.scheduler.failed(ended, FAILED if ended is parent and status is ABANDONED else status)
                 self._close_list(ended)
         if isinstance(item.extra, Call):
@@ -682,6 +684,7 @@ class FlowRun(Waiting):
                 self._dismiss(item)
             elif hasattr(item.handle, "task"):
                 later.append((cancel_pump, (item.handle, item)))
+                self.blocked.give_up(item)
             else:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((close_unawaited, (item.handle,)))
             self._watch_failure(item, TaskCancelledError(item.id), None, CANCELLED)
@@ -812,7 +815,7 @@ class FlowRun(Waiting):
         """Everything that could still set a value: task runs under way, lists to be pulled, what waits for its time."""
         scheduler = self.scheduler
         movers = scheduler.under_way + scheduler.feeds + len(scheduler.delayed)
-        if self.open and not self.owner_waits:
+        if self.open and not waits_somewhere(self.owner):
             movers += 1  # somebody outside may submit calls, or set values
         if scheduler.limited:
             movers += self.plan.limits.may_move(scheduler.limited, self.blocked.runs)
@@ -897,6 +900,10 @@ class FlowRun(Waiting):
                 feed = lane.feeds.popleft()
                 self.scheduler.close_list(feed.scope)
                 later.append((feed.close, ()))
+            for worker in lane.crew:  # a cancelled call has ended, whatever its code still gives
+                called: Any = worker.item
+                if called is not None and called.status is RUNNING and isinstance(called.extra, Call):
+                    called.extra.fail(self, TaskCancelledError(called.id), cancelled=True)
             if lane.on_loop:
                 later.extend((cancel_pump, (worker, worker.item)) for worker in lane.crew)
         self.blocked.cancel(self)

@@ -441,7 +441,8 @@ class Session(FlowRun):
     def _raise_unasked(self) -> None:
         """Raise what ended the session, or the failures that nobody asked for."""
         error = self.take_error()
-        unasked, self.unasked = list(self.unasked.values()), {}
+        unasked = list({id(each): each for each in self.unasked.values()}.values())  # several may pass on one
+        self.unasked = {}
         if error is None and len(unasked) == 1:
             error = unasked[0]
         elif error is None and unasked:

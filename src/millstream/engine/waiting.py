@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 GRACE = 0.5
 
 
+#: The threads that wait for a call of a session that they have opened, and how often (waits can nest).
+_waiting: dict[threading.Thread, int] = {}
+
+
+def waits_somewhere(owner: threading.Thread | None) -> bool:
+    """Whether the thread that may submit calls to a session waits for one, of this session or of another."""
+    return owner in _waiting
+
+
 class Waiting:
     """The waiting half of a run."""
 
@@ -46,7 +55,6 @@ class Waiting:
     nested: set[Any]
     waited_by: set[Any]
     open: bool
-    owner_waits: int
     owner: threading.Thread | None
     _driven: list[Workers]
     _lanes: dict[tuple[int, bool], Lane]
@@ -156,17 +164,18 @@ class Waiting:
     @contextmanager
     def _owner_waits(self) -> Generator[None, None, None]:
         """While the thread that submits calls waits, nobody feeds the run from outside."""
-        if threading.current_thread() is not self.owner:
+        if self.owner is None or threading.current_thread() is not self.owner:
             yield
             return
+        _waiting[self.owner] = _waiting.get(self.owner, 0) + 1  # only this very thread changes that
         with self.monitor:
-            self.owner_waits += 1
             self.blocked.check()
         try:
             yield
         finally:
-            with self.monitor:
-                self.owner_waits -= 1
+            _waiting[self.owner] -= 1
+            if not _waiting[self.owner]:
+                del _waiting[self.owner]
 
     def _place(self, own: bool = False) -> tuple[Worker | None, Any]:
         """Return the worker whose thread this is and its task run, if the call comes from a task."""
