@@ -5,8 +5,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from millstream.engine.clock import Clock, Timer
 #: Seconds after which whatever waits gives up: far beyond what anything here takes.
 WATCHDOG = 10.0
 
+EACH_KIND = ("inline", "thread", "asyncio", "pool")  #: the usual ones
 EVERY = ("inline", "thread", "thread-1", "asyncio", "pool", "pool-1")
 ONE_WORKER = ("inline", "thread-1", "asyncio-1", "pool-1")
 SEVERAL = ("thread", "asyncio", "pool")  #: two workers and more, all beside the caller's thread
@@ -41,13 +43,20 @@ def opened(kind: str) -> Iterator[Any]:
             yield executor
 
 
-@pytest.fixture(params=EVERY)
-def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Each executor of the library in turn, as a user would pass it to a flow."""
-    before = engine_threads()
-    with opened(request.param) as executor:
-        yield executor
-    assert_gone(engine_threads() - before)
+def executors(kinds: Sequence[str]) -> Any:
+    """Make a fixture of these kinds of executor in turn, each as a user would pass it to a flow."""
+
+    @pytest.fixture(params=kinds)
+    def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
+        before = engine_threads()
+        with opened(request.param) as executor:
+            yield executor
+        assert_gone(engine_threads() - before)
+
+    return executor
+
+
+executor = executors(EVERY)  #: what a module has that does not make one of its own
 
 
 @pytest.fixture
@@ -58,9 +67,21 @@ def flow(executor: Any) -> Iterator[Flow]:
     flow.close()
 
 
-def engine_threads() -> set[threading.Thread]:
-    """Return the live threads that the library has started."""
-    return {thread for thread in threading.enumerate() if thread.name.startswith("millstream")}
+@pytest.fixture
+def often(request: pytest.FixtureRequest) -> int:
+    """How often a test repeats what chance could break: 200 times in threads and on a pool, 20 times elsewhere."""
+    return 200 if request.node.callspec.params["executor"] in ("thread", "pool") else 20
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give tasks that do not stop up after a twentieth of a second in place of half a second."""
+    monkeypatch.setattr("millstream.engine.run.GRACE", 0.05)
+
+
+def engine_threads(name: str = "millstream") -> set[threading.Thread]:
+    """Return the live threads that the library has started, or those of them whose names begin so."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith(name)}
 
 
 def assert_gone(threads: set[threading.Thread]) -> None:
@@ -70,14 +91,28 @@ def assert_gone(threads: set[threading.Thread]) -> None:
     assert not [thread.name for thread in threads if thread.is_alive()]
 
 
-def run_snippet(source: str, limit: float = WATCHDOG, **env: str) -> str:
+def wait_for(event: threading.Event) -> None:
+    """Wait for an event that is sure to come."""
+    assert event.wait(WATCHDOG), "the event did not come"
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait until something is so that no event tells."""
+    limit = time.monotonic() + WATCHDOG
+    while not true():
+        assert time.monotonic() < limit, "it did not become so"
+        time.sleep(0.001)
+
+
+def run_snippet(source: str, limit: float = WATCHDOG, *, quiet: bool = True, **env: str) -> str:
     """Run a program in a fresh interpreter; return what it printed.
 
-    It has to end by itself within ``limit`` seconds, with exit code 0 and nothing on stderr.
+    It has to end by itself within ``limit`` seconds, with exit code 0 and, when ``quiet``, nothing on stderr.
     """
     program = [sys.executable, "-W", "error", "-c", textwrap.dedent(source)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=limit, env=env, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert not quiet or done.stderr == ""
     return done.stdout
 
 

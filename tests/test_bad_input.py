@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import math
-import subprocess
-import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +32,9 @@ from millstream import (
     ThreadExecutor,
     task,
 )
+from tests.conftest import EACH_KIND, WATCHDOG, executors, run_snippet
 
-WATCHDOG = 10  #: seconds after which a test that waits in vain fails
+executor = executors(EACH_KIND)
 
 
 @contextlib.contextmanager
@@ -48,16 +47,6 @@ def refused(kind, *names):
         assert name in said, said
     assert "\n" not in said
     assert said.endswith((".", "?")) or len(said.split()) >= 4, said
-
-
-@pytest.fixture(params=["inline", "thread", "asyncio", "pool"])
-def executor(request):
-    """Each place where plain functions are called."""
-    if request.param != "pool":
-        yield request.param
-        return
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -977,5 +966,4 @@ except TaskFailedError as error:
 flow.add_task("good", lambda: "still works")
 print(flow.run("good", timeout=5))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=10, check=False)
-    assert done.stdout.splitlines() == ["Awkward", "{'good': 'still works'}"], done.stderr
+    assert run_snippet(code).splitlines() == ["Awkward", "{'good': 'still works'}"]

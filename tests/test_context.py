@@ -23,30 +23,9 @@ from millstream import (
     TaskTimeoutError,
     current_task,
 )
+from tests.conftest import EACH_KIND, WATCHDOG, executors, wait_for
 
-WATCHDOG = 10  #: seconds after which a test that waits in vain fails
-
-
-@pytest.fixture(params=["inline", "thread", "asyncio", "pool"])
-def executor(request):
-    """Each place where plain functions are called."""
-    if request.param != "pool":
-        yield request.param
-        return
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def flow(executor):
-    """A flow on each executor."""
-    with Flow(executor) as flow:
-        yield flow
-
-
-def wait_for(event):
-    """Wait for an event that is sure to come."""
-    assert event.wait(WATCHDOG), "the event did not come"
+executor = executors(EACH_KIND)
 
 
 # ---- a mapping ------------------------------------------------------------------------------------
@@ -686,7 +665,7 @@ def late_changes(ctx):
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancel", "run timeout", "failure of another", "close"])
-def test_an_attempt_that_was_given_up_changes_nothing(how):
+def test_an_attempt_that_was_given_up_changes_nothing(how, short_grace):
     """After a timeout, a cancel or the end of its run, what a task does to the context is void."""
     go, done, started = threading.Event(), threading.Event(), threading.Event()
     context = Context({"kept": 1, "list": [1]})
@@ -747,7 +726,7 @@ def chunks_of(run):
 
 
 @pytest.mark.parametrize("change", ["set", "append", "delete"])
-def test_the_fence_has_no_gap(change, monkeypatch):
+def test_the_fence_has_no_gap(change, monkeypatch, short_grace):
     """An attempt that is given up between the check and the lock changes nothing either.
 
     A monitor that lies makes the gap: its first ``with`` by the task waits until the run has ended.

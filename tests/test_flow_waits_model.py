@@ -30,8 +30,8 @@ from millstream.executors.inline import InlinePlace
 
 #: A run that takes longer than this, in seconds, hangs.
 WATCHDOG = 20.0
-#: Programs for each kind of executor.
-PROGRAMS = 1000
+#: Programs for each kind of executor with each kind of switching.
+PROGRAMS = 300
 KEYS = "uvwxyz"
 
 
@@ -180,7 +180,10 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
     executor.shutdown()
 
 
-@pytest.fixture(params=["switching", "switching often"])
+SWITCHING = ["switching", "switching often"]
+
+
+@pytest.fixture(params=SWITCHING)
 def switching(request: pytest.FixtureRequest) -> Iterator[None]:
     """Threads switch as they do by default, and a thousand times as often."""
     before = sys.getswitchinterval()
@@ -188,6 +191,14 @@ def switching(request: pytest.FixtureRequest) -> Iterator[None]:
         sys.setswitchinterval(before / 1000)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def numbers(request: pytest.FixtureRequest) -> range:
+    """The programs of one kind of executor with one kind of switching: no other has the same ones."""
+    kind = request.node.callspec.params
+    nth = list(EXECUTORS).index(kind["executor"]) * len(SWITCHING) + SWITCHING.index(kind["switching"])
+    return range(nth * PROGRAMS, (nth + 1) * PROGRAMS)
 
 
 def ran(programs: Programs, executor: Any, number: int) -> tuple[dict[str, Any] | None, Context[Any], Exception | None]:
@@ -210,9 +221,9 @@ def errors(error: Exception | None) -> list[Exception]:
     return list(error.exceptions) if isinstance(error, ExceptionGroup) else [error]
 
 
-def test_programs_end_as_the_fixed_point_says(executor, switching):
+def test_programs_end_as_the_fixed_point_says(executor, switching, numbers):
     """A run succeeds when every get can be satisfied; else one who waits in vain is told, by the right error."""
-    for number in range(PROGRAMS):
+    for number in numbers:
         programs = drawn(random.Random(number), tolerant=False)
         outcome = fixed_point(programs)
         results, context, error = ran(programs, executor, number)
@@ -231,9 +242,9 @@ def test_programs_end_as_the_fixed_point_says(executor, switching):
             assert set(context) == outcome.values, said
 
 
-def test_programs_with_defaults_always_end(executor, switching):
+def test_programs_with_defaults_always_end(executor, switching, numbers):
     """With gets that have a default a run ends, and succeeds at once where every get can be satisfied."""
-    for number in range(PROGRAMS // 2):
+    for number in numbers[: PROGRAMS // 2]:
         programs = drawn(random.Random(-1 - number), tolerant=True)
         outcome = fixed_point(programs)
         _, context, error = ran(programs, executor, number)
@@ -248,8 +259,10 @@ def test_programs_with_defaults_always_end(executor, switching):
 
 def test_the_programs_are_of_every_kind():
     """Among the programs that are drawn many can end, many lack a key, and many wait in a circle."""
-    kinds = [fixed_point(drawn(random.Random(number), tolerant=False)).expected for number in range(PROGRAMS)]
-    assert min(kinds.count(kind) for kind in (None, ContextKeyError, DeadlockError)) > PROGRAMS // 20
+    for first in range(0, len(EXECUTORS) * len(SWITCHING) * PROGRAMS, PROGRAMS):
+        drawn_here = [drawn(random.Random(first + number), tolerant=False) for number in range(PROGRAMS)]
+        kinds = [fixed_point(programs).expected for programs in drawn_here]
+        assert min(kinds.count(kind) for kind in (None, ContextKeyError, DeadlockError)) > PROGRAMS // 20
 
 
 def test_the_inline_place_goes_to_one_who_can_take_it(monkeypatch):

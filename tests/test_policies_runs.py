@@ -1377,32 +1377,6 @@ def test_a_limit_with_room_for_both_is_no_deadlock(flow):
         assert flow.run("go") == {"waiter": 1, "setter": None}
 
 
-def test_a_deadlock_over_the_limits_of_two_runs_is_proven():
-    """Two runs hold all places, and each waits for a value whose setter needs one: none of them hangs."""
-    met = threading.Barrier(4)
-
-    def waiter(ctx):
-        met.wait(WATCHDOG)
-        return ctx.get("key")
-
-    def late():
-        met.wait(WATCHDOG)
-        return NextTask("setter")
-
-    with Flow("thread", max_workers=4, limits={"db": 2}) as flow:
-        flow.add_task("waiter", waiter, uses=["db"])
-        flow.add_task("setter", lambda ctx: ctx.set("key", 1), uses=["db"])
-        flow.add_task("late", late)
-        flow.add_task("go", lambda: [NextTask("waiter"), NextTask("late")])
-        runs = [flow.start("go") for _ in range(2)]
-        ended = [run.wait(WATCHDOG / 5) for run in runs]
-        flow.cancel_all()
-        assert ended == [True, True]
-        errors = [run.take_error() for run in runs]
-    # One is told; then its place is free, and the other run may go on.
-    assert {type(error) for error in errors} - {type(None)} == {DeadlockError}
-
-
 def test_a_nested_run_that_needs_the_limit_of_its_task_is_a_deadlock():
     """A task that holds the only place and runs a flow that needs it would wait for ever: it is told."""
     with Flow("thread", max_workers=4, limits={"db": 1}) as flow:

@@ -2,9 +2,9 @@
 
 import ast
 import concurrent.futures
+import functools
 import inspect
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,7 @@ import pytest
 
 import millstream
 from millstream import errors, executors
+from tests.conftest import run_snippet
 
 PACKAGE = Path(millstream.__file__).parent
 
@@ -48,15 +49,6 @@ CLASSES = [
     if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == errors.__name__
 ]
 each_error = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-
-
-def python(code):
-    """Run code in a fresh interpreter; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 # ---- names ----------------------------------------------------------------------------------------
@@ -160,9 +152,9 @@ def test_every_hook_method_has_its_event():
 
 def test_import_loads_neither_asyncio_nor_anything_outside_the_standard_library():
     """Importing millstream costs no event loop, no processes, no database and no third party."""
-    loaded = python(
+    loaded = run_snippet(
         "import sys; before = set(sys.modules); import millstream; print(*sorted(set(sys.modules) - before))"
-    )
+    ).split()
     tops = {name.partition(".")[0] for name in loaded}
     assert "millstream" in tops
     assert tops - {"millstream"} <= sys.stdlib_module_names
@@ -171,19 +163,19 @@ def test_import_loads_neither_asyncio_nor_anything_outside_the_standard_library(
 
 def test_a_flow_of_threads_never_loads_asyncio():
     """A whole run on threads gets by without asyncio; only async tasks load it."""
-    assert python(
+    assert run_snippet(
         "import sys, millstream as m\n"
         "with m.Flow() as flow:\n"
         "    flow.add_task('a', lambda: 5)\n"
         "    print(flow.run()['a'], list(flow.stream())[0].value, 'asyncio' in sys.modules)"
-    ) == ["5", "5", "False"]
+    ).split() == ["5", "5", "False"]
 
 
 def test_import_starts_nothing():
     """Importing millstream starts no thread and configures no logging."""
-    assert python(
+    assert run_snippet(
         "import logging, threading, millstream; print(threading.active_count(), len(logging.getLogger().handlers))"
-    ) == ["1", "0"]
+    ).split() == ["1", "0"]
 
 
 @pytest.mark.parametrize(
@@ -195,10 +187,7 @@ def test_import_starts_nothing():
 )
 def test_there_are_no_import_cycles(module):
     """No module imports, at run time and at its top, a module that imports it back."""
-    graph = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = ".".join(("millstream", *path.relative_to(PACKAGE).with_suffix("").parts))
-        graph[name.removesuffix(".__init__")] = imported_at_the_top(path)
+    graph = imports()
     seen, left = set(), list(graph[module])
     while left:
         name = left.pop()
@@ -206,6 +195,16 @@ def test_there_are_no_import_cycles(module):
             seen.add(name)
             left += graph.get(name, ())
     assert module not in seen
+
+
+@functools.cache
+def imports():
+    """Return what each module of ours imports, by its name."""
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(("millstream", *path.relative_to(PACKAGE).with_suffix("").parts))
+        graph[name.removesuffix(".__init__")] = imported_at_the_top(path)
+    return graph
 
 
 def imported_at_the_top(path):

@@ -616,6 +616,38 @@ def test_r35_a_call_whose_run_was_cancelled_is_no_success(cancel):
         assert running.status is Status.CANCELLED
 
 
+def test_r35_cancelling_takes_the_place_of_the_cancelled_call_alone():
+    """A call that is cancelled in the moment in which it ends frees no place of another one: nothing hangs after it."""
+    said = run_snippet(
+        """
+        import random, threading
+        from millstream import Flow
+
+        for n in range(100):
+            with Flow("inline", on_error="continue") as flow:
+                handles = [flow.submit(abs, -1)]
+
+                def ask():
+                    return flow.submit(abs, -1).result()
+
+                def feed(chance):
+                    for _ in range(10):
+                        handles.append(flow.submit(ask))
+                        if chance.random() < 0.4:
+                            chance.choice(handles).cancel()
+
+                threads = [threading.Thread(target=feed, args=(random.Random(2 * n + i),)) for i in range(2)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            assert all(handle.done() for handle in handles)
+        print("fine")
+        """
+    )
+    assert said == "fine\n"
+
+
 # ---- R37: a hundred thousand submits ----------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ def notes(error: BaseException) -> str:
 # ---- R1 ---------------------------------------------------------------------------------------------
 
 
-def test_r01_the_failure_in_a_fan_out_is_what_run_raises(flow):
+def test_r01_the_failure_in_a_fan_out_is_what_run_raises(flow, often):
     """One of a fan-out raises and its siblings succeed: run raises that exception, 200 times of 200."""
 
     @flow.task
@@ -43,7 +43,7 @@ def test_r01_the_failure_in_a_fan_out_is_what_run_raises(flow):
     def broken(n: int) -> None:
         raise LookupError("broken", n)
 
-    for attempt in range(200):
+    for attempt in range(often):
         with pytest.raises(LookupError) as caught:
             flow.run("split", {"bad": attempt % 5})
         assert caught.value.args == ("broken", attempt % 5)
@@ -245,7 +245,7 @@ def test_r03_a_stream_of_coroutines_raises_after_the_chunks_before_the_error(flo
         assert seen == [StreamChunk("first", "interim"), StreamChunk("first", "first"), StreamChunk("second", "half")]
 
 
-def test_r03_a_broken_fan_out_never_looks_like_a_finished_loop(flow):
+def test_r03_a_broken_fan_out_never_looks_like_a_finished_loop(flow, often):
     """One of a fan-out raises: the loop raises that exception, 200 times of 200."""
     flow.add_task("split", lambda ctx: [NextTask("worker", {"n": n}, spawn_another=True) for n in range(5)])
 
@@ -255,7 +255,7 @@ def test_r03_a_broken_fan_out_never_looks_like_a_finished_loop(flow):
             raise LookupError("broken", n)
         return n
 
-    for attempt in range(200):
+    for attempt in range(often):
         with pytest.raises(LookupError) as caught:
             list(flow.stream("split", {"bad": attempt % 5}))
         assert caught.value.args == ("broken", attempt % 5)

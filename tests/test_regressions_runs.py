@@ -196,7 +196,7 @@ class Straggler:
     ("executor", "body"), [("thread", "plain"), ("pool", "plain"), ("asyncio", "coroutine")], indirect=["executor"]
 )
 @pytest.mark.parametrize("end", ["failed", "cancelled", "task timed out", "run timed out"])
-def test_r12_a_straggler_changes_nothing(executor, body, end):
+def test_r12_a_straggler_changes_nothing(executor, body, end, short_grace):
     """What goes on after its run failed, was cancelled or timed out changes no context and starts no task."""
     straggler = Straggler()
     after = []

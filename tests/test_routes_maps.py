@@ -464,7 +464,7 @@ def test_skipped_tasks_have_no_run_and_no_attempt(inline):
     assert (row.runs, row.attempt, row.result, row.error, row.started_at) == (0, 0, None, None, None)
 
 
-def test_a_skip_is_told_to_hooks_once_and_to_streams_never(inline):
+def test_a_skip_is_told_to_hooks_once_and_to_streams_never():
     """Hooks hear of every task that is skipped, with a reason; a stream has no chunk of it."""
     told: list[tuple[str, str]] = []
 
@@ -793,7 +793,7 @@ def test_r26_a_map_inside_a_loop_maps_each_turn_s_own_items(each):
     assert seen == [[(n, f"{turn}-{n}") for n in range(3)] for turn in range(3)]
 
 
-def test_r62_max_task_runs_ends_a_loop_with_an_error(either):
+def test_r62_max_task_runs_ends_a_loop_with_an_error():
     """A loop that goes on for ever raises, and never ends quietly."""
     with Flow("inline", max_task_runs=20) as flow:
         flow.add_task("ping", lambda: "pong", routes=["pong"])
@@ -993,7 +993,7 @@ def test_items_are_task_runs_with_a_place_in_their_id(inline):
     me = lambda item: (current_task().id, current_task().name, current_task().key.partition(":")[2])  # noqa: E731
     inline.add_task("work", me, for_each="$ctx.rows")
     first, second = (inline.run(context={"rows": ["x", "z"] * 2}, run_id="same")["work"] for _ in range(2))
-    assert [id for id, _, _ in first] == ["work[0]", "work[1]", "work[2]", "work[3]"]
+    assert [run_id for run_id, _, _ in first] == ["work[0]", "work[1]", "work[2]", "work[3]"]
     assert {name for _, name, _ in first} == {"work"}
     assert first == second
 
@@ -1365,7 +1365,7 @@ def test_a_join_takes_the_list_of_a_map(each):
     assert each.run("go", timeout=WATCHDOG)["sum"] == ([[2, 4]], [1, 2])
 
 
-def test_a_sibling_that_was_skipped_leaves_none(either):
+def test_a_sibling_that_was_skipped_leaves_none():
     """In a join's list the place of a sibling that its policy skipped is None."""
     with Flow("inline", on_error="continue") as flow:
         flow.add_task("bad", boom)

@@ -4,6 +4,7 @@
 
 import asyncio
 import contextvars
+import functools
 import logging
 import signal
 import subprocess
@@ -32,38 +33,9 @@ from millstream import (
     ThreadExecutor,
     current_task,
 )
+from tests.conftest import EACH_KIND, WATCHDOG, engine_threads, executors, run_snippet, until, wait_for
 
-WATCHDOG = 10  #: seconds after which a test that waits in vain fails
-
-
-@pytest.fixture(params=["inline", "thread", "asyncio", "pool"])
-def executor(request):
-    """Each place where plain functions are called."""
-    if request.param != "pool":
-        yield request.param
-        return
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def flow(executor):
-    """A flow on each executor."""
-    with Flow(executor) as flow:
-        yield flow
-
-
-def wait_for(event):
-    """Wait for an event that is sure to come."""
-    assert event.wait(WATCHDOG), "the event did not come"
-
-
-def until(true):
-    """Wait until something is so that no event tells."""
-    limit = time.monotonic() + WATCHDOG
-    while not true():
-        assert time.monotonic() < limit, "it did not become so"
-        time.sleep(0.001)
+executor = executors(EACH_KIND)
 
 
 def until_told():
@@ -72,33 +44,6 @@ def until_told():
     while time.monotonic() < limit:
         current_task().raise_if_cancelled()
         time.sleep(0.001)
-
-
-BEFORE = set()
-
-
-@pytest.fixture(autouse=True)
-def threads_before():
-    """Remember which threads an earlier test has left, so that it alone is blamed for them."""
-    BEFORE.clear()
-    BEFORE.update(threading.enumerate())
-
-
-def engine_threads():
-    """Return the names of the threads of millstream that this test has started."""
-    return [each.name for each in threading.enumerate() if each.name.startswith("millstream") and each not in BEFORE]
-
-
-def script(code):
-    """Return the command that runs some code in a fresh interpreter."""
-    return [sys.executable, "-u", "-c", textwrap.dedent(code)]
-
-
-def python(code, timeout=10):
-    """Run code in a fresh interpreter, which must end by itself; return the lines it printed."""
-    done = subprocess.run(script(code), capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 # ---- run, start, arun -----------------------------------------------------------------------------
@@ -409,55 +354,70 @@ def test_nested_runs_on_one_worker(kind):
             assert set(run.result(5).values()) == {4}
 
 
-@pytest.mark.parametrize("kind", ["pool", "one PoolExecutor", "thread executor"])
-def test_flows_that_nest_each_other_on_one_worker(kind):
-    """Two flows on one executor of one worker: a task of one runs the other, which runs the first."""
-    done = python(f"""
-        from concurrent.futures import ThreadPoolExecutor
-        from millstream import Flow, PoolExecutor, ThreadExecutor
+@functools.cache
+def said_of(code):
+    """Run code that prints one line for each kind of executor in a fresh interpreter; return each kind's lines."""
+    said = {}
+    for line in run_snippet(code).splitlines():
+        kind, _, rest = line.partition(": ")
+        said.setdefault(kind, []).append(rest)
+    return said
 
-        pool = ThreadPoolExecutor(1)
-        where = {{"pool": pool, "one PoolExecutor": PoolExecutor(pool), "thread executor": ThreadExecutor(1)}}[{kind!r}]
+
+NESTED_FLOWS = """
+    from concurrent.futures import ThreadPoolExecutor
+    from millstream import Flow, PoolExecutor, ThreadExecutor
+
+    pools = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+    kinds = {"pool": pools[0], "one PoolExecutor": PoolExecutor(pools[1]), "thread executor": ThreadExecutor(1)}
+    for kind, where in kinds.items():
         one, two = Flow(where), Flow(where)
         one.add_task("a", lambda: two.run("b")["b"])
         two.add_task("b", lambda: one.run("c")["c"])
         one.add_task("c", lambda: "inside")
-        print(one.run("a"))
-        print(list(two.stream("b")))
-        """)
-    assert done == ["{'a': 'inside'}", "[StreamChunk(task_id='b', value='inside')]"]
+        print(f"{kind}: {one.run('a')}")
+        print(f"{kind}: {list(two.stream('b'))}")
+    """
 
 
-@pytest.mark.parametrize("kind", ["inline", "thread", "asyncio", "pool"])
-def test_a_sync_run_inside_a_coroutine_task(kind):
-    """flow.run works in a coroutine task although it blocks the loop that the task is on."""
-    done = python(f"""
-        from concurrent.futures import ThreadPoolExecutor
-        from millstream import Flow
+@pytest.mark.parametrize("kind", ["pool", "one PoolExecutor", "thread executor"])
+def test_flows_that_nest_each_other_on_one_worker(kind):
+    """Two flows on one executor of one worker: a task of one runs the other, which runs the first."""
+    said = said_of(NESTED_FLOWS)
+    assert said[kind] == ["{'a': 'inside'}", "[StreamChunk(task_id='b', value='inside')]"]
 
-        flow = Flow(ThreadPoolExecutor(1) if {kind!r} == "pool" else {kind!r})
+
+BLOCKED_LOOP = """
+    from concurrent.futures import ThreadPoolExecutor
+    from millstream import Flow
+
+    for kind in "inline", "thread", "asyncio", "pool":
+        flow = Flow(ThreadPoolExecutor(1) if kind == "pool" else kind)
 
         @flow.task
         async def outer(depth):
-            return flow.run("inner", {{"depth": depth}})["inner"]
+            return flow.run("inner", {"depth": depth})["inner"]
 
         @flow.task
         async def inner(depth):
-            return depth and flow.run("inner", {{"depth": depth - 1}})["inner"] + 1
+            return depth and flow.run("inner", {"depth": depth - 1})["inner"] + 1
 
-        print(flow.run("outer", {{"depth": 3}}))
-        """)
-    assert done == ["{'outer': 3}"]
+        print(f"{kind}: {flow.run('outer', {'depth': 3})}")
+    """
 
 
-@pytest.mark.parametrize("kind", ["inline", "thread", "asyncio", "pool"])
-def test_coroutine_plain_coroutine(kind):
-    """A coroutine task runs a plain task, which runs a coroutine task, all by the blocking run."""
-    done = python(f"""
-        from concurrent.futures import ThreadPoolExecutor
-        from millstream import Flow
+@pytest.mark.parametrize("kind", EACH_KIND)
+def test_a_sync_run_inside_a_coroutine_task(kind):
+    """flow.run works in a coroutine task although it blocks the loop that the task is on."""
+    assert said_of(BLOCKED_LOOP)[kind] == ["{'outer': 3}"]
 
-        flow = Flow(ThreadPoolExecutor(1) if {kind!r} == "pool" else {kind!r})
+
+COROUTINE_PLAIN_COROUTINE = """
+    from concurrent.futures import ThreadPoolExecutor
+    from millstream import Flow
+
+    for kind in "inline", "thread", "asyncio", "pool":
+        flow = Flow(ThreadPoolExecutor(1) if kind == "pool" else kind)
 
         @flow.task
         async def outer():
@@ -471,14 +431,19 @@ def test_coroutine_plain_coroutine(kind):
         async def inner():
             return "inside"
 
-        print(flow.run("outer"))
-        """)
-    assert done == ["{'outer': 'inside'}"]
+        print(f"{kind}: {flow.run('outer')}")
+    """
+
+
+@pytest.mark.parametrize("kind", EACH_KIND)
+def test_coroutine_plain_coroutine(kind):
+    """A coroutine task runs a plain task, which runs a coroutine task, all by the blocking run."""
+    assert said_of(COROUTINE_PLAIN_COROUTINE)[kind] == ["{'outer': 'inside'}"]
 
 
 def test_a_run_inside_a_thread_of_the_same_pool():
     """Code on a pool of one that runs a flow on that pool: a spare thread does the work."""
-    done = python("""
+    done = run_snippet("""
         from concurrent.futures import ThreadPoolExecutor
         from millstream import Flow
 
@@ -490,7 +455,7 @@ def test_a_run_inside_a_thread_of_the_same_pool():
         print(pool.submit(lambda: len(list(flow.stream(["b", "a"], buffer=1)))).result())
         print(pool.submit(lambda: flow.start("a").result()).result())
         """)
-    assert done == ["{'a': 1, 'b': 1}", "2", "{'a': 1}"]
+    assert done.splitlines() == ["{'a': 1, 'b': 1}", "2", "{'a': 1}"]
 
 
 def test_run_and_stream_in_a_running_loop(flow):
@@ -550,9 +515,10 @@ def test_the_timeout_of_a_run(executor, how):
 
 def test_a_run_that_is_quick_enough(flow):
     """A generous limit changes nothing, and its timer is gone afterwards."""
+    before = engine_threads("millstream-clock")
     flow.add_task("a", lambda: 1, timeout=60)
     assert flow.run(timeout=60) == {"a": 1}
-    until(lambda: "millstream-clock" not in engine_threads())
+    until(lambda: not engine_threads("millstream-clock") - before)
 
 
 def test_the_timeout_of_a_task(executor):
@@ -612,7 +578,7 @@ def test_the_timeout_of_a_coroutine_cancels_it(flow):
     assert ended == [True]
 
 
-def test_a_coroutine_that_ignores_cancel_is_given_up(flow):
+def test_a_coroutine_that_ignores_cancel_is_given_up(flow, short_grace):
     """It is left behind after a moment, and the flow goes on."""
     stop = threading.Event()
     over = threading.Event()
@@ -849,7 +815,8 @@ def test_a_task_that_cleans_up_after_cancel_may_take_its_time():
 
 def interrupted(code, times=1):
     """Run code until it prints ``ready``, send Ctrl-C, each further one after ``again``; return its lines."""
-    process = subprocess.Popen(script(code), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-u", "-c", textwrap.dedent(code)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     watchdog = threading.Timer(15, process.kill)
     watchdog.start()
     try:
@@ -857,7 +824,7 @@ def interrupted(code, times=1):
         for line in process.stdout:
             lines.append(line.strip())
             if lines[-1] in ("ready", "again"):
-                time.sleep(0.1)  # until its main thread waits, which nothing tells
+                time.sleep(0.05)  # until its main thread waits, which nothing tells
                 process.send_signal(signal.SIGINT)
         process.wait()
     finally:
@@ -1168,7 +1135,7 @@ def test_keys_are_the_same_in_another_process():
             flow.add_task("b", lambda n: current_task().key)
             print(flow.run("a", run_id="r"))
         """
-    assert python(code) == python(code)
+    assert run_snippet(code) == run_snippet(code)
 
 
 def test_deadline_and_time_remaining(flow):
@@ -1593,6 +1560,7 @@ def test_a_pool_is_given_back_between_task_runs():
 
 def test_no_thread_is_left_after_close(executor):
     """After close there is no thread of the engine, whatever the flow did."""
+    before = engine_threads()
     flow = Flow(executor)
     add_orders(flow)
     add_nested(flow)
@@ -1604,12 +1572,14 @@ def test_no_thread_is_left_after_close(executor):
     with pytest.raises(TimeoutError):
         flow.run("slow")
     flow.close()
-    until(lambda: not engine_threads())
+    until(lambda: not engine_threads() - before)
 
 
 def test_a_flow_that_is_dropped_leaves_no_thread():
     """Without close too: threads end when nobody can use the flow any more."""
     import gc
+
+    before = engine_threads()
 
     def use():
         for where in ("inline", "thread", "asyncio"):
@@ -1618,7 +1588,7 @@ def test_a_flow_that_is_dropped_leaves_no_thread():
             flow.run("split", {"n": 5})
 
     use()
-    until(lambda: not gc.collect() and not engine_threads())
+    until(lambda: not gc.collect() and not engine_threads() - before)
 
 
 def test_close_cancels_what_runs(executor):
@@ -1636,13 +1606,13 @@ def test_close_cancels_what_runs(executor):
 
 def test_close_inside_a_task(executor):
     """A task may close its own flow: the run is cancelled, and nothing hangs."""
-    flow, closed = Flow(executor), []
+    before, flow, closed = engine_threads(), Flow(executor), []
     flow.add_task("closes", lambda: closed.append(flow.close()))
     run = flow.start()
     with pytest.raises(RunCancelledError):
         run.result(WATCHDOG)
     until(lambda: closed == [None])
-    until(lambda: not engine_threads())
+    until(lambda: not engine_threads() - before)
 
 
 # ---- the end of the interpreter -------------------------------------------------------------------
@@ -1699,42 +1669,61 @@ ENDS = {
     "coroutine asleep": "run = flow.start('astuck'); run.context.get('begun')",
     "exception": "run = flow.start(['waits', 'astuck']); sys.exit(0)",
 }
+ENDS_OF_A_TASK = ["stream abandoned", "waiting for ever"]
+TASK_EXECUTORS = ["pool", "PoolExecutor(pool)"]
+LOOPS = ["thread", "asyncio"]
+STUCK = {task: f"run = flow.start('{task}'); run.context.get('begun')" for task in ("blocked", "stuck")}
+
+
+def ending(code, where="thread", task_executor=None):
+    """Return a program that ends with this code."""
+    return EXIT.format(where=WHERE[where], task_executor=task_executor) + code
+
+
+PROGRAMS = {  # those that take longest come first
+    **{(task, where): ending(STUCK[task], where) for task in STUCK for where in LOOPS},
+    **{(end, where): ending(ENDS[end], where) for end in ENDS for where in WHERE},
+    **{(of, end): ending(ENDS[end], task_executor=of) for of in TASK_EXECUTORS for end in ENDS_OF_A_TASK},
+}
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """What becomes of all these programs, each in a fresh interpreter, a few of them at a time."""
+    with ThreadPoolExecutor(4) as pool:
+        yield {key: pool.submit(run_snippet, program, quiet=False) for key, program in PROGRAMS.items()}
 
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("end", ENDS)
-def test_the_interpreter_exits_at_once(where, end):
+def test_the_interpreter_exits_at_once(programs, where, end):
     """A flow that was never closed, a stream that nobody reads, a task that waits: none keeps it alive."""
-    python(EXIT.format(where=WHERE[where], task_executor=None) + ENDS[end])
+    programs[end, where].result()
 
 
-@pytest.mark.parametrize("end", ["stream abandoned", "waiting for ever"])
-@pytest.mark.parametrize("task_executor", ["pool", "PoolExecutor(pool)"])
-def test_the_interpreter_exits_at_once_with_a_pool_of_one_task(task_executor, end):
+@pytest.mark.parametrize("end", ENDS_OF_A_TASK)
+@pytest.mark.parametrize("task_executor", TASK_EXECUTORS)
+def test_the_interpreter_exits_at_once_with_a_pool_of_one_task(programs, task_executor, end):
     """The same when only a task, not the flow, was given the user's pool."""
-    python(EXIT.format(where="'thread'", task_executor=task_executor) + ENDS[end])
+    programs[task_executor, end].result()
 
 
-@pytest.mark.parametrize("where", ["thread", "asyncio"])
-@pytest.mark.parametrize("task", ["stuck", "blocked"])
-def test_the_interpreter_exits_with_a_task_that_is_stuck(where, task):
+@pytest.mark.parametrize("where", LOOPS)
+@pytest.mark.parametrize("task", STUCK)
+def test_the_interpreter_exits_with_a_task_that_is_stuck(programs, where, task):
     """A task in sleep(60), in a thread or on the loop, does not keep the interpreter alive."""
-    python(
-        EXIT.format(where=WHERE[where], task_executor=None) + f"run = flow.start('{task}'); run.context.get('begun')"
-    )
+    programs[task, where].result()
 
 
 def test_with_ends_soon_with_a_task_that_is_stuck():
     """Leaving the flow block by an exception gives a stuck task up after a moment."""
-    assert python(
-        EXIT.format(where="'thread'", task_executor=None)
-        + textwrap.dedent("""
-        try:
-            with flow:
-                run = flow.start("stuck")
-                run.context.get("begun")
-                raise ValueError
-        except ValueError:
-            print(run.status)
-        """)
-    ) == ["CANCELLED"]
+    leave = """
+try:
+    with flow:
+        run = flow.start("stuck")
+        run.context.get("begun")
+        raise ValueError
+except ValueError:
+    print(run.status)
+"""
+    assert run_snippet(ending(leave)) == "CANCELLED\n"

@@ -1469,19 +1469,25 @@ def test_cancelling_a_call_that_waits_for_a_value(flow):
 
 def test_cancelling_one_that_waits_harms_no_other(gate):
     """A call that was cancelled while it waited is not taken for a part of a deadlock."""
-    with Flow(max_workers=3) as flow, flow.session() as session:
-        slow = session.submit(gate, 5)
-        asking = [session.submit(lambda: slow.result()) for _ in range(2)]
+    with Flow(max_workers=4) as flow, flow.session() as session:
+        second = Gate()
+        slow, slower = session.submit(gate, 5), session.submit(Task("slower", second))
+
+        def asks():
+            return slow.result()
 
         async def awaits():
-            return await slow
+            return await slower
 
-        asking.append(session.submit(awaits))
-        until(lambda: repr(session).count("waiting for") == 1 and session.blocked.count == 3)
-        assert asking.pop().cancel() is True
-        assert asking.pop().cancel() is True
+        asking = session.submit(asks)
+        until(lambda: "waiting for" in repr(session))
+        awaiting = session.submit(awaits)
+        until(lambda: "slower" in repr(session))
+        second.open.set()
+        assert second.begun.wait(WATCHDOG)
+        awaiting.cancel()
         gate.open.set()
-        assert asking[0].result() == 5
+        assert asking.result() == 5
 
 
 @pytest.mark.parametrize("how", ["runs", "waits"])

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from graphlib import TopologicalSorter
+from queue import SimpleQueue
 from typing import Any
 
 from millstream import Context, Flow, NextTask, TaskOutput
@@ -25,6 +27,7 @@ def rows() -> Iterator[Row]:
         yield from chains(flow, pool)
         yield from fan_outs(flow, pool)
         yield from streams(flow, pool)
+    yield layers()
     yield from coroutines()
     yield sleeps()
 
@@ -144,6 +147,40 @@ def streams(flow: Flow, pool: ThreadPoolExecutor) -> Iterator[Row]:
         limit=1.0,
         rounds=15,
     )
+
+
+def layers() -> Row:
+    """A graph of 100 layers of 100 tasks with three dependencies each: built, and run."""
+    width = depth = 100
+    graph = {
+        f"{layer}-{place}": [f"{layer - 1}-{(place + step) % width}" for step in range(3)] if layer else []
+        for layer in range(depth)
+        for place in range(width)
+    }
+
+    def ours() -> None:
+        with Flow(max_workers=WORKERS) as flow:
+            for name, needs in graph.items():
+                flow.add_task(name, nothing, depends_on=needs)
+            flow.run()
+
+    def theirs() -> None:
+        done: SimpleQueue[str] = SimpleQueue()
+
+        def call(name: str) -> None:
+            nothing()
+            done.put(name)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            sorter = TopologicalSorter(graph)
+            sorter.prepare()
+            while sorter.is_active():
+                for name in sorter.get_ready():
+                    pool.submit(call, name)
+                sorter.done(done.get())
+
+    name = f"static layers {depth} × {width}, built and run"
+    return compare(name, "graphlib + pool loop", ours, theirs, per=width * depth, goal=0.45, limit=0.70)
 
 
 def coroutines() -> Iterator[Row]:

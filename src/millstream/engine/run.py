@@ -670,7 +670,11 @@ class FlowRun(Waiting):
         else:
             parent.calls = getattr(parent, "calls", 0) + 1
             path = hash((parent.path, -parent.calls))
+        needs = list(needs)
         self.scheduler.submit(task, path, call, needs, None if parent is None else parent.scope)
+        if self._results:
+            for need in needs:  # what another call takes is no result of the run
+                self._results.pop(need.id, None)
         if self.scheduler.outbox:
             self._see_to_outbox()
         self.dispatch(None)

@@ -448,6 +448,7 @@ class Session(FlowRun):
         elif error is None and unasked:
             failures = [each for each in unasked if isinstance(each, Exception)]
             error = ExceptionGroup(f"{len(failures)} calls failed in run {self.id}", failures)
+        self._error = error  # for whoever asks the session for its result
         try:
             if error is not None:
                 raise error
