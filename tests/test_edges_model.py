@@ -772,7 +772,7 @@ class Wild:
                     bench.begin(queue)
             bench.look()
             for run in list(bench.running):
-                bench.finish(run, run.id, [])
+                bench.finish(run, run.id, None)
                 self.close(run)
                 bench.look()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections import deque
 from operator import itemgetter
 
@@ -931,6 +933,785 @@ def test_a_growing_list_under_max_parallel():
     assert story.finish("g") == {"ready": ["b"], "pending": ["sum"], "lists": 1}
     assert story.close(scope) == {"ready": ["b"], "pending": ["sum"]}
     assert story.finish("b") == {"ready": ["sum"]}
+
+
+# ---- edges -------------------------------------------------------------------------------------------
+
+DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
+
+
+def needs(story, id):
+    """Return the outputs of its dependencies that a ready task run will be called with."""
+    return next(run for run in story.queue if run.id == id).needs
+
+
+def test_a_finish_follows_the_edges():
+    """What depends on several tasks starts once, when the last of them has finished, with all outputs by name."""
+    story = Story(edges=DIAMOND)
+
+    assert story.start("a") == {"ready": ["a"], "expected": ["b", "c", "d"]}
+    assert story.finish("a", output=1) == {"ready": ["b", "c"], "expected": ["d"]}
+    assert needs(story, "b") == needs(story, "c") == {"a": 1}
+    assert story.finish("c", output=3) == {"ready": ["b"], "expected": ["d"]}
+    assert story.finish("b", output=2) == {"ready": ["d"]}
+    assert needs(story, "d") == {"b": 2, "c": 3}
+    assert story.finish("d", output=4) == {"done": True}
+    assert story.terminal == {"d": 4}
+
+
+def test_a_choice_replaces_the_edges():
+    """A list, even an empty one, is the task's own choice: what it did not lead to is skipped, with a reason."""
+    story = Story(edges=DIAMOND)
+    story.start("a")
+    story.finish("a")
+
+    story.finish("b", none=True, output="nowhere")
+    assert story.finish("c", "z") == {"ready": ["z"]}
+    assert story.ended() == [("d", "SKIPPED", "nothing that leads to it ran")]
+    assert story.scheduler.tasks["d"].worst is Status.SKIPPED
+    story.finish("z")
+    assert story.terminal == {"b": "nowhere", "z": None}
+
+
+def test_one_branch_is_enough():
+    """A task behind several branches runs when at least one of them led to it."""
+    story = Story(edges=DIAMOND)
+    story.start("a")
+    story.finish("a")
+
+    story.finish("b", none=True, output=2)
+    assert story.finish("c", output=3) == {"ready": ["d"]}
+    assert needs(story, "d") == {"b": 2, "c": 3}
+
+
+def test_what_was_not_chosen_is_skipped_with_all_behind_it():
+    """A router runs what it chose; the rest is skipped, and so is what cannot be reached any more."""
+    story = Story(edges={"r": [], "b": [], "c": [], "d": ["c"], "e": ["b", "d"]}, routes={"r": ["b", "c"]})
+
+    assert story.start("r") == {"ready": ["r"], "expected": ["b", "c", "d", "e"]}
+    assert story.finish("r", "b") == {"ready": ["b"], "expected": ["e"]}
+    assert story.ended() == [
+        ("c", "SKIPPED", "it was not chosen"),
+        ("d", "SKIPPED", "nothing that leads to it ran"),
+    ]
+    assert story.finish("b", output=1) == {"ready": ["e"]}
+    assert needs(story, "e") == {"b": 1}
+
+
+def test_what_is_asked_for_waits_for_its_dependencies():
+    """A requested task waits for those of its dependencies that are pending or running, and for no others."""
+    story = Story(edges={"a": [], "b": [], "c": ["a", "b"], "z": []})
+    story.start("z", "a")
+
+    assert story.finish("z", "c") == {"ready": ["a"], "parked": ["c"]}
+    assert story.finish("a", output=1, none=True) == {"ready": ["c"]}
+    assert needs(story, "c") == {"a": 1}
+    assert story.finish("c", "b", "c") == {"ready": ["b"], "parked": ["c"]}
+    assert story.scheduler.structural_waits() == [("c", "b")]
+    assert story.finish("b", output=2) == {"ready": ["c"]}
+    assert needs(story, "c") == {"b": 2, "a": 1}
+
+
+def test_a_spawning_dependency_is_waited_for_as_a_whole():
+    """With several runs of one task under way its dependants wait for all, run once, and get the newest output."""
+    story = Story(edges={"z": [], "a": [], "b": ["a"]})
+    story.start("z")
+
+    story.finish("z", more("a"), more("a"), more("a"))
+    assert story.finish("a#2", output=2) == {"ready": ["a", "a#3"], "expected": ["b"]}
+    story.finish("a#3", output=3)
+    assert story.finish("a", output=1) == {"ready": ["b"]}
+    assert needs(story, "b") == {"a": 1}
+    assert story.finish("b") == {"done": True}
+
+
+def test_each_wave_follows_the_edges_anew():
+    """A task that is asked for again leads to what depends on it again, and that waits while it may come again."""
+    story = Story(edges={"a": [], "b": ["a"], "c": ["b"]})
+    story.start("a")
+    story.finish("a", output=1)
+    story.begin("b")
+
+    assert story.finish("b", "a") == {"ready": ["a"], "expected": ["b", "c"]}
+    assert story.finish("a", output=2) == {"ready": ["b"], "expected": ["c"]}
+    assert needs(story, "b") == {"a": 2}
+    assert story.finish("b") == {"ready": ["c"]}
+    assert story.finish("c") == {"done": True}
+    assert story.ended() == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "seen", "ended"),
+    [
+        ("fail", {"done": True}, ["b FAILED", "c FAILED"]),
+        ("skip", {"done": True}, ["b SKIPPED", "c FAILED"]),
+        ("run-anyway", {"ready": ["b"], "expected": ["c"]}, []),
+    ],
+)
+def test_a_failed_dependency(policy, seen, ended):
+    """What depends on a failure fails, is skipped (a failure for what comes next), or runs, as its policy says."""
+    story = Story(edges={"a": [], "b": ["a"], "c": ["b"]}, tasks={"b": {"on_dep_failure": policy}})
+    story.start("a")
+
+    assert story.fail("a") == seen
+    assert [f"{who} {how}" for who, how, _ in story.ended()] == ended
+    if not ended:
+        assert needs(story, "b") == {}
+        assert story.finish("b", output=2) == {"ready": ["c"]}
+
+
+def test_a_failed_router_is_a_failed_dependency():
+    """A route counts as a dependency on its router: what it might have chosen fails by its policy."""
+    story = Story(edges={"r": [], "b": [], "c": []}, routes={"r": "bc"}, tasks={"c": {"on_dep_failure": "run-anyway"}})
+    story.start("r")
+
+    assert story.fail("r") == {"ready": ["c"]}
+    assert [(who, how) for who, how, _ in story.ended()] == [("b", "FAILED")]
+
+
+def test_a_failure_is_named_once():
+    """The error of what did not start names each dependency that failed once, however often it failed."""
+    story = Story(edges={"z": [], "a": [], "b": [], "c": ["a", "b"]})
+    story.start("z")
+    story.finish("z", more("a"), more("a"), "b")
+
+    for each in ("a", "a#2", "b"):
+        story.fail(each)
+    (settled,) = story.told(Settled)
+    assert sorted(settled.error.failed) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("policy", "status"), [("fail", "FAILED"), ("skip", "SKIPPED")])
+def test_a_request_that_was_dropped_is_not_run_by_the_other_edges(policy, status):
+    """What was asked for by name and has a failed dependency ends once, though another one led to it."""
+    story = Story(edges={"a": [], "b": [], "d": ["a", "b"]}, tasks={"d": {"on_dep_failure": policy}})
+    story.start("d", "a", "b")
+    story.finish("a")
+
+    assert story.fail("b") == {"done": True}
+    assert [(who, how) for who, how, _ in story.ended()] == [("d", status)]
+
+
+@pytest.mark.parametrize("how", ["list", "generator"])
+def test_a_request_is_not_dropped_for_what_failed_before(how):
+    """A dependency that failed before a task was asked for is not waited for, so it does not keep it from running."""
+    story = Story(edges={"a": [], "b": ["a"], "c": [], "x": []})
+    story.start("b", "c", "x")
+    story.begin("b")
+    story.finish("x", "a")
+    assert story.fail("a") == {"ready": ["c"], "running": ["b"]}
+
+    if how == "list":
+        seen = story.finish("c", more("b"), more("b"))
+    else:
+        seen = story.ask(story.open("c"), more("b"), more("b"))
+    assert seen["ready"] == ["b#2", "b#3"]
+
+
+def test_what_fails_while_its_dependant_runs_is_decided_when_that_ends():
+    """A second wave that fails is decided by policy whether the first run of the dependant has ended before or not."""
+    ends = []
+    for first in ("a", "b"):
+        story = Story(edges={"x": [], "a": [], "b": ["a"]})
+        story.start("b", "x")
+        story.begin("b")
+        story.finish("x", "a")
+        if first == "a":
+            story.fail("a")
+            story.finish("b")
+        else:
+            story.finish("b")
+            story.fail("a")
+        assert story.seen() == {"done": True}
+        ends.append(story.ended())
+    assert [(who, how) for who, how, _ in ends[0]] == [("b", "FAILED")]
+    assert ends[0] == ends[1]
+
+
+def test_a_join_waits_for_what_edges_lead_to():
+    """What a sibling leads to along its edges was scheduled by it, so the join of the list waits for that too."""
+    story = Story(edges={"s": [], "b": [], "c": ["b"], "sum": []})
+    story.start("s")
+
+    assert story.finish("s", "b", join("sum")) == {"ready": ["b"], "pending": ["sum"], "expected": ["c"]}
+    assert story.finish("b", output=2) == {"ready": ["c"], "pending": ["sum"]}
+    assert story.finish("c") == {"ready": ["sum"]}
+    assert story.upstream("sum") == [2]
+
+
+def test_a_join_does_not_wait_for_what_others_lead_to_as_well():
+    """What also depends on a task outside of the list is no part of the list."""
+    story = Story(edges={"s": [], "x": [], "b": [], "c": ["b", "x"], "sum": []})
+    story.start("s", "x")
+    story.finish("s", "b", join("sum"))
+
+    assert story.finish("b") == {"ready": ["x", "sum"], "expected": ["c"]}
+    assert story.finish("x") == {"ready": ["sum", "c"]}
+    story.finish("sum")
+    assert story.finish("c") == {"done": True}
+
+
+def test_a_join_fires_once_though_its_sibling_leads_on_later():
+    """What a sibling has led to may start after the join, when something outside kept it waiting: the join is over."""
+    story = Story(edges={"r": [], "a": [], "d": [], "f": ["d"], "j": []}, routes={"r": ["d"]})
+    story.start("r", "a")
+    story.begin("r")
+    story.finish("a", "d", join("j"))
+
+    assert story.finish("d") == {"ready": ["j"], "running": ["r"], "expected": ["d", "f"]}
+    story.finish("j")
+    assert story.finish("r", none=True) == {"ready": ["f"]}
+    assert story.finish("f") == {"done": True}
+
+
+def test_a_skipped_sibling_gives_none():
+    """A sibling that was skipped by its policy gives None to the join, which starts."""
+    story = Story(edges={"x": [], "b": ["x"], "a": [], "sum": []}, tasks={"b": {"on_dep_failure": "skip"}})
+    story.start("x", "a")
+    story.finish("a", "b", "c", join("sum"))
+    story.finish("c", output=3)
+
+    assert story.fail("x") == {"ready": ["sum"]}
+    assert story.upstream("sum") == [None, 3]
+
+
+def test_a_loop_along_a_dependency_is_a_request():
+    """A circle that a run enters in the middle is gone round by requests, and nobody waits for anything along it."""
+    graph = Graph({"a": [], "b": ["a"]}, {"b": ["a"]})
+    story = Story(graph=graph.rooted([graph.number["b"]]))
+
+    assert story.start("b") == {"ready": ["b"], "expected": ["a"]}
+    assert story.finish("b", "a") == {"ready": ["a"]}
+    assert story.finish("a", output=1) == {"ready": ["b"], "expected": ["a"]}
+    assert story.finish("b", none=True) == {"done": True}
+    assert story.terminal == {"b": None}
+
+
+def test_a_start_that_reads_a_dependency_needs_it_in_the_run():
+    """A start with a parameter that nothing can fill is refused, unless a dependency that fills it starts as well."""
+    story = Story(edges={"number": [], "picky": ["number"]})
+    before = everything(story.scheduler)
+    with pytest.raises(BindingError):
+        story.start("picky")
+    assert everything(story.scheduler) == before
+
+    assert story.start("picky", "number") == {"ready": ["number"], "parked": ["picky"]}
+    assert story.finish("number", output=7) == {"ready": ["picky"]}
+    assert needs(story, "picky") == {"number": 7}
+
+
+def test_what_edges_lead_to_without_its_inputs_fails():
+    """A task that edges lead to and that cannot be called fails by itself, with what was on offer."""
+    story = Story(edges={"a": [], "picky": ["a"]})
+    story.start("a")
+
+    assert story.finish("a") == {"done": True}
+    (settled,) = story.told(Settled)
+    assert (settled.run.id, settled.run.status, type(settled.error)) == ("picky", Status.FAILED, BindingError)
+
+
+def test_edges_beyond_the_limit_are_told():
+    """When the edges lead beyond max_task_runs the driver is told, and nothing more is made."""
+    story = Story(edges={"a": [], "b": ["a"], "c": ["b"]}, max_task_runs=2)
+    story.start("a")
+    story.finish("a")
+
+    story.finish("b")
+    (error,) = story.told(TaskRunLimitError)
+    assert (error.limit, story.scheduler.scheduled) == (2, 2)
+    story.stop()
+    assert story.seen() == {"stopped": True, "done": True}
+
+
+def test_stop_cancels_what_was_expected():
+    """After stop no edge is followed, and what was expected or waited for its dependencies is CANCELLED."""
+    story = Story(edges=DIAMOND)
+    story.start("a", "d")
+    story.begin("a")
+
+    assert story.stop() == (["d"], {"running": ["a"], "stopped": True})
+    assert story.finish("a") == {"stopped": True, "done": True}
+    worst = {name: task.worst for name, task in story.scheduler.tasks.items()}
+    assert worst == {"a": None, "b": Status.CANCELLED, "c": Status.CANCELLED, "d": Status.CANCELLED}
+
+
+@pytest.mark.parametrize("shape", ["chain", "fan"])
+def test_a_failure_at_the_head_of_very_many(shape):
+    """A failure passes through 20,000 tasks with hardly any stack, and each of them is told once."""
+    size, limit = 20_000, sys.getrecursionlimit()
+    edges = {str(each): [str(each - 1 if shape == "chain" else 0)] if each else [] for each in range(size)}
+    story = Story(edges=edges)
+    story.scheduler.start([NextTask("0")])
+    sys.setrecursionlimit(len(inspect.stack(0)) + 40)
+    try:
+        story.fail("0")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert len(story.ended()) == size - 1
+    assert story.seen() == {"done": True}
+
+
+# ---- priorities --------------------------------------------------------------------------------------
+
+
+def urgent(name, priority=5, **options):
+    return NextTask(name, priority=priority, **options)
+
+
+def test_a_higher_priority_is_taken_first():
+    """Among what is ready a higher priority goes first; a request may have its own, else it has its task's."""
+    story = Story(tasks={"c": {"priority": 3}, "d": {"priority": 3}})
+
+    story.start("a", "b", "c", urgent("d", -1), urgent("e", 9))
+    assert [story.queue.popleft().id for _ in range(5)] == ["e", "c", "a", "b", "d"]
+
+
+@pytest.mark.parametrize("gate", ["run", "task"])
+def test_of_one_list_the_highest_priority_passes_a_gate_first(gate):
+    """Where max_parallel leaves one place, of all that one list asks for the highest priority gets it."""
+    story = Story(max_parallel=1) if gate == "run" else Story(tasks={"b": {"max_parallel": 1}})
+    held = "held" if gate == "run" else "held by task"
+    story.start("a")
+
+    seen = story.finish("a", more("b"), urgent("b", 5, spawn_another=True), urgent("b", 7, spawn_another=True))
+    assert seen == {"ready": ["b#3"], held: ["b#2", "b"]}
+    assert story.finish("b#3") == {"ready": ["b#2"], held: ["b"]}
+
+
+def test_of_what_edges_lead_to_the_highest_priority_passes_a_gate_first():
+    """Where max_parallel leaves one place, of all that one finish leads to the highest priority gets it."""
+    story = Story(edges=DIAMOND, tasks={"c": {"priority": 1}}, max_parallel=1)
+    story.start("a")
+
+    assert story.finish("a") == {"ready": ["c"], "held": ["b"], "expected": ["d"]}
+
+
+def test_a_start_lets_the_highest_priority_go_first():
+    """Where max_parallel leaves one place, of all starts the highest priority gets it."""
+    assert Story(max_parallel=1).start("a", urgent("c"), "b") == {"ready": ["c"], "held": ["a", "b"]}
+
+
+def test_a_join_may_be_urgent():
+    """The priority of a join counts when it starts."""
+    story = Story(max_parallel=1)
+    story.start("a", "b")
+    story.finish("a", "c", urgent("sum", join=True))
+    story.finish("b", "d")
+
+    assert story.finish("c") == {"ready": ["sum"], "held": ["d"]}
+
+
+# ---- max_parallel of a task, and limits --------------------------------------------------------------
+
+
+def test_max_parallel_of_a_task_holds_that_task_back():
+    """No more than max_parallel runs of one task are let on at once; others do not wait for it."""
+    story = Story(tasks={"b": {"max_parallel": 2}})
+    story.start("a")
+
+    assert story.finish("a", "c", more("b"), more("b"), more("b")) == {
+        "ready": ["c", "b", "b#2"], "held by task": ["b#3"],
+    }  # fmt: skip
+    assert story.fail("b") == {"ready": ["c", "b#2", "b#3"]}
+
+
+def test_a_blocked_run_lets_another_of_its_task_on():
+    """A run that waits for a value does not count for max_parallel of its task."""
+    story = Story(tasks={"b": {"max_parallel": 1}})
+    story.start("a")
+    story.finish("a", more("b"), more("b"), more("b"))
+    story.begin("b")
+
+    story.blocked("b")
+    assert story.seen() == {"ready": ["b#2"], "running": ["b"], "held by task": ["b#3"]}
+    story.unblocked("b")
+    assert story.finish("b#2") == {"running": ["b"], "held by task": ["b#3"]}
+    assert story.finish("b") == {"ready": ["b#3"]}
+
+
+def test_both_gates():
+    """A task run passes the gate of its task first, and then waits for its turn in the run."""
+    story = Story(tasks={"b": {"max_parallel": 1}}, max_parallel=1)
+    story.start("a")
+
+    assert story.finish("a", more("b"), more("b"), "c") == {"ready": ["b"], "held": ["c"], "held by task": ["b#2"]}
+    assert story.finish("b") == {"ready": ["b#2"], "held": ["c"]}
+
+
+def test_limits_are_asked_for_and_granted():
+    """What uses limits asks the driver for them, and is ready when it has them."""
+    story = Story(tasks={"b": {"uses": ("db",)}})
+
+    assert story.start("a", "b", more("b")) == {"ready": ["a"], "limited": ["b", "b#2"]}
+    assert [run.id for run in story.told(TaskRun)] == ["b", "b#2"]
+    assert sorted(story.scheduler.structural_waits()) == [("b", "a limit (db)"), ("b#2", "a limit (db)")]
+    assert story.grant("b#2") == {"ready": ["a", "b#2"], "limited": ["b"]}
+    (late,) = (run for run in story.told(TaskRun) if run.id == "b")
+    assert story.stop() == (["a", "b", "b#2"], {"stopped": True, "done": True})
+    assert story.scheduler.granted(late) is False
+
+
+def test_a_task_asks_for_its_limits_when_its_gate_lets_it_on():
+    """Limits are asked for by no more runs of a task than may run at once."""
+    story = Story(tasks={"b": {"uses": ("db",), "max_parallel": 1}})
+
+    assert story.start(more("b"), more("b")) == {"limited": ["b"], "held by task": ["b#2"]}
+    assert story.grant() == {"ready": ["b"], "held by task": ["b#2"]}
+    assert story.finish("b") == {"limited": ["b#2"]}
+
+
+# ---- retries -----------------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_is_tried_again():
+    """The next attempt is a new object with the same id and path; it waits for its time and holds no worker."""
+    story = Story()
+    story.start("a", "b")
+    story.begin("a")
+    first = story.running["a"]
+
+    again = story.retry("a")
+    assert (first.status, again.status, again.attempt) == (Status.FAILED, Status.PENDING, 2)
+    assert (again.id, again.path, again.inputs) == (first.id, first.path, first.inputs)
+    assert story.seen() == {"ready": ["b"], "delayed": ["a"]}
+    assert story.due(again) == {"ready": ["b", "a"]}
+    assert story.due(again) == {"ready": ["b", "a"]}, "its time comes once"
+    story.finish("a", output=1)
+    story.finish("b")
+    assert story.seen() == {"done": True}
+    assert story.terminal == {"a": 1, "b": None}
+    assert story.scheduler.scheduled == 2
+    assert story.scheduler.tasks["a"].runs == 1
+
+
+def test_what_waits_for_an_attempt_waits_for_the_last():
+    """A join and a dependant wait until the last attempt is over, and a retry alone is no failure for them."""
+    story = Story(edges={"s": [], "b": [], "c": ["b"], "sum": []})
+    story.start("s")
+    story.finish("s", "b", join("sum"))
+
+    again = story.retry("b")
+    assert story.seen() == {"delayed": ["b"], "pending": ["sum"], "expected": ["c"]}
+    story.due(again)
+    assert story.finish("b", output=2) == {"ready": ["c"], "pending": ["sum"]}
+    assert story.finish("c") == {"ready": ["sum"]}
+    assert story.upstream("sum") == [2]
+
+
+def test_an_attempt_that_waits_is_pending():
+    """A bare request coalesces with an attempt that waits for its time; stop cancels that attempt."""
+    story = Story()
+    story.start("a", "b")
+    story.retry("a")
+
+    assert story.finish("b", "a") == {"delayed": ["a"]}
+    assert story.stop() == (["a"], {"stopped": True, "done": True})
+
+
+def test_a_retry_gives_its_places_back():
+    """While an attempt waits others have its place at every gate, and it asks for its limits again."""
+    story = Story(tasks={"b": {"max_parallel": 1, "uses": ("db",)}}, max_parallel=1)
+    story.start(more("b"), more("b"))
+    story.grant("b")
+
+    again = story.retry("b")
+    assert story.seen() == {"limited": ["b#2"], "delayed": ["b"]}
+    assert story.due(again) == {"limited": ["b#2"], "held by task": ["b"]}
+    story.grant("b#2")
+    assert story.finish("b#2") == {"limited": ["b"]}
+    assert [run.attempt for run in story.told(TaskRun)] == [1, 1, 2]
+    story.scheduler.granted(again)
+    assert story.finish("b") == {"done": True}
+
+
+@pytest.mark.parametrize("status", [Status.PENDING, Status.SUCCESS, Status.SKIPPED])
+def test_only_an_attempt_that_failed_is_tried_again(status):
+    """What has not begun, or has succeeded, is not tried again; the attempt to do so changes nothing."""
+    story = Story()
+    story.start("a", "b")
+    story.begin("a")
+    (waits,) = story.queue
+    before = everything(story.scheduler)
+
+    with pytest.raises(StateError):
+        story.scheduler.retry(story.running["a"], status)
+    with pytest.raises(StateError):
+        story.scheduler.retry(waits)
+    assert everything(story.scheduler) == before
+
+
+# ---- cancelling one ----------------------------------------------------------------------------------
+
+
+def test_one_task_run_is_cancelled_wherever_it_waits():
+    """A task run that has not begun is cancelled at any gate, and what it held back goes on."""
+    story = Story(tasks={"b": {"max_parallel": 1, "uses": ("db",)}}, max_parallel=2)
+    story.start("a", "c", "d", more("b"), more("b"), more("b"))
+    runs = {run.id: run for run in [*story.queue, *story.scheduler.limited]}
+    runs |= {run.id: run for _, _, run in [*story.scheduler.held, *story.scheduler.tasks["b"].held]}
+    assert story.seen() == {
+        "ready": ["a", "c"], "held": ["d"], "limited": ["b"], "held by task": ["b#2", "b#3"],
+    }  # fmt: skip
+
+    assert story.cancel(runs["b#2"])[0]
+    assert story.cancel(runs["b"]) == (True, {"ready": ["a", "c"], "held": ["d"], "limited": ["b#3"]})
+    assert story.cancel(runs["a"]) == (True, {"ready": ["c", "d"], "limited": ["b#3"]})
+    story.begin("c")
+    assert story.cancel(runs["c"]) == (False, {"ready": ["d"], "running": ["c"], "limited": ["b#3"]})
+    assert story.cancel(runs["a"])[0] is False, "it is cancelled already"
+    again = story.retry("c")
+    assert story.cancel(again) == (True, {"ready": ["d"], "limited": ["b#3"]})
+    story.queue.popleft()
+    assert story.scheduler.cancel(runs["d"]) is False, "a worker has just taken it"
+
+
+def test_a_cancelled_sibling_releases_its_join():
+    """A sibling that was cancelled has failed for the join of its list."""
+    story = Story()
+    story.start("a")
+    story.finish("a", "b", join("sum"))
+    (run,) = story.queue
+
+    assert story.cancel(run) == (True, {"done": True})
+    assert [(who, how) for who, how, _ in story.ended()] == [("sum", "FAILED")]
+
+
+# ---- submitted calls ---------------------------------------------------------------------------------
+
+
+class Calls(Story):
+    """A story with submitted calls of one task each."""
+
+    def submit(self, name, *needs, **terms):
+        task, call = TaskState(name, self.queue, Terms(**terms)), Call()
+        self.scheduler.called.append(task)
+        self.scheduler.submit(task, hash(name), call, needs, None)
+        return call
+
+
+def test_calls_wait_for_the_calls_they_need():
+    """A call starts when all that it needs have ended, and a need that has ended is not waited for."""
+    story = Calls()
+    a, b = story.submit("a"), story.submit("b")
+    c = story.submit("c", a, b, a)
+
+    assert story.seen() == {"ready": ["a", "b"], "pending": ["c"]}
+    assert story.scheduler.structural_waits() == [("c", "the calls that it depends on")]
+    story.finish("a")
+    assert story.finish("b") == {"ready": ["c"]}
+    story.submit("d", a)
+    assert story.seen() == {"ready": ["c", "d"]}
+    story.finish("c")
+    assert story.finish("d") == {"done": True}
+    assert [call.settled for call in (a, b, c)] == [Status.SUCCESS] * 3
+    assert story.terminal == {"c": None, "d": None}
+
+
+def test_calls_of_one_name_are_numbered():
+    """Every call has an id of its own, also beside the task runs of that name."""
+    story = Calls()
+    story.start("a")
+    calls = [story.submit("a"), story.submit("b"), story.submit("b")]
+
+    assert [call.id for call in calls] == ["a#2", "b", "b#2"]
+    assert story.finish("a", more("b")) == {"ready": ["a#2", "b", "b#2", "b#3"]}
+
+
+def test_a_failed_call_ends_what_needs_it_and_nothing_else():
+    """What depends on a failed call, however indirectly, ends by its policy; others go on."""
+    story = Calls()
+    a, x = story.submit("a"), story.submit("x")
+    b = story.submit("b", a)
+    c, d = story.submit("c", b, on_dep_failure="skip"), story.submit("d", b, x, on_dep_failure="run-anyway")
+    e = story.submit("e", c)
+
+    assert story.fail("a") == {"ready": ["x"], "pending": ["d"]}
+    assert [(who, how) for who, how, _ in story.ended()] == [("b", "FAILED"), ("c", "SKIPPED"), ("e", "FAILED")]
+    assert [entry.error.failed for entry in story.told(Settled)] == [("a",), ("b",), ("c",)]
+    assert [call.settled for call in (a, b, c, e)] == ["FAILED", "FAILED", "SKIPPED", "FAILED"]
+    assert story.finish("x") == {"ready": ["d"]}
+    late = story.submit("z", e)
+    assert (late.settled, story.seen()) == (Status.FAILED, {"ready": ["d"]})
+    story.finish("d")
+    assert d.settled is Status.SUCCESS
+
+
+def test_a_call_that_is_cancelled_or_tried_again():
+    """What needs a call waits for its last attempt, and fails when it is cancelled."""
+    story = Calls()
+    a = story.submit("a")
+    story.submit("b", a)
+
+    again = story.retry("a")
+    assert story.seen() == {"delayed": ["a"], "pending": ["b"]}
+    assert story.cancel(again) == (True, {"done": True})
+    assert a.settled is Status.CANCELLED
+    assert [(who, how) for who, how, _ in story.ended()] == [("b", "FAILED")]
+
+
+def test_too_many_calls_change_nothing():
+    """A call beyond max_task_runs is refused, and nothing has changed."""
+    story = Calls(max_task_runs=1)
+    a = story.submit("a")
+    before = everything(story.scheduler)
+
+    task = TaskState("b", story.queue, Terms())
+    with pytest.raises(TaskRunLimitError):
+        story.scheduler.submit(task, 0, Call(), [a], None)
+    assert everything(story.scheduler) == before
+    assert a.followers == []
+    assert task.live == 0
+
+
+def test_a_chain_of_very_many_calls_that_fails():
+    """A failure passes through a chain of 20,000 calls with hardly any stack."""
+    story, limit = Calls(), sys.getrecursionlimit()
+    task = TaskState("c", story.queue, Terms())
+    calls = [Call()]
+    story.scheduler.submit(task, 0, calls[0], [], None)
+    for _ in range(20_000):
+        calls.append(Call())
+        story.scheduler.submit(task, 0, calls[-1], calls[-2:-1], None)
+    sys.setrecursionlimit(len(inspect.stack(0)) + 40)
+    try:
+        story.fail("c")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert story.seen() == {"done": True}
+    assert {call.settled for call in calls} == {Status.FAILED}
+
+
+def test_a_task_run_is_waited_for_with_its_calls():
+    """Calls that are submitted inside a task run count in its scope: a join behind it waits for them."""
+    story = Story()
+    story.start("s")
+    story.finish("s", "a", join("sum"))
+    story.begin("a")
+    task, call = TaskState("call", story.queue, Terms()), Call()
+    story.scheduler.submit(task, 0, call, [], story.running["a"].scope)
+
+    assert story.finish("a", output=1) == {"ready": ["call"], "pending": ["sum"]}
+    assert story.finish("call", output=2) == {"ready": ["sum"]}
+    assert story.upstream("sum") == [1]
+
+
+# ---- maps --------------------------------------------------------------------------------------------
+
+
+class Maps(Story):
+    """A story in which the task ``m`` is mapped over items, with options of its own for these."""
+
+    def __init__(self, *, items=None, **options):
+        self.items = items or {}
+        super().__init__(**options)
+
+    def find(self, name):
+        task = super().find(name)
+        if name == "m":
+            task.each = TaskState(name, self.queue, Terms(**self.items))
+        return task
+
+    def spread(self, id, *items):
+        if id not in self.running:
+            self.begin(id)
+        return self.scheduler.spread(self.running[id], items), self.seen()
+
+    def map(self, id):
+        return self.running[id]
+
+
+def test_a_map_is_over_when_its_items_are():
+    """Every item is a task run; the last one completes the map, whose output is theirs in order."""
+    story = Maps(edges={"m": [], "z": ["m"]})
+    story.start("m")
+
+    spread = story.spread("m", "x", "y", "z")
+    assert spread == (True, {"ready": ["m[0]", "m[1]", "m[2]"], "running": ["m"], "pending": ["m"], "expected": ["z"]})
+    assert [(run.extra.index, run.extra.item) for run in story.queue] == [(0, "x"), (1, "y"), (2, "z")]
+    assert len({run.path for run in story.queue}) == 3
+    assert story.scheduler.structural_waits() == [("m", "its items"), ("z", "m")]
+    story.finish("m[1]", output=1)
+    story.finish("m[2]", output=2)
+    assert story.scheduler.mapped(story.map("m")) is None
+    story.finish("m[0]", output=0)
+    assert story.scheduler.mapped(story.map("m")) == [0, 1, 2]
+    assert story.scheduler.mapped(story.map("m")) is None
+    assert story.finish("m", output=[0, 1, 2]) == {"ready": ["z"]}
+    assert needs(story, "z") == {"m": [0, 1, 2]}
+    story.finish("z")
+    assert story.terminal == {"z": None}
+
+
+def test_a_map_over_nothing():
+    """With no items there is nothing to wait for: the driver finishes the map as any task run."""
+    story = Maps()
+    story.start("m")
+
+    assert story.spread("m") == (False, {"running": ["m"]})
+    assert story.finish("m", output=[]) == {"done": True}
+
+
+def test_items_pass_gates_of_their_own():
+    """max_parallel of a map is that of its items, which are tried again one by one."""
+    story = Maps(items={"max_parallel": 2})
+    story.start("m")
+
+    _, seen = story.spread("m", *range(4))
+    assert seen["ready"] == ["m[0]", "m[1]"]
+    again = story.retry("m[0]")
+    assert [run.id for run in story.queue] == ["m[1]", "m[2]"]
+    story.finish("m[1]")
+    story.finish("m[2]")
+    story.due(again)
+    for part in ("m[0]", "m[3]"):
+        story.finish(part)
+    assert story.scheduler.mapped(story.map("m")) == [None] * 4
+
+
+def test_a_map_fails_with_its_first_item():
+    """When an item fails the items that have not begun are handed out to be cancelled, and those that run go on."""
+    story = Maps(items={"max_parallel": 3})
+    story.start("m")
+    story.spread("m", *range(5))
+    story.begin("m[1]")
+
+    story.fail("m[0]")
+    parts = story.scheduler.unmap(story.map("m"))
+    assert {part.id for part in parts} == {"m[2]", "m[3]", "m[4]"}
+    assert all(story.scheduler.cancel(part) for part in parts)
+    assert story.scheduler.unmap(story.map("m")) == [], "it has failed already"
+    assert story.fail("m") == {"running": ["m[1]"]}
+    assert story.finish("m[1]") == {"done": True}
+    assert story.terminal == {}
+
+
+def test_too_many_items_change_nothing():
+    """A map with more items than max_task_runs allows is refused, and goes on running."""
+    story = Maps(max_task_runs=3)
+    story.start("m")
+    story.begin("m")
+    before = everything(story.scheduler)
+
+    with pytest.raises(TaskRunLimitError):
+        story.spread("m", 1, 2, 3)
+    assert everything(story.scheduler) == before
+    assert story.fail("m") == {"done": True}
+
+
+def test_stop_cancels_a_map_and_its_items():
+    """After stop a map whose items still run is CANCELLED, and what they give changes nothing."""
+    story = Maps()
+    story.start("m")
+    story.spread("m", 1, 2)
+    story.begin("m[0]")
+    run = story.running.pop("m")
+
+    cancelled = story.scheduler.stop()
+    assert sorted(each.id for each in cancelled) == ["m", "m[1]"]
+    assert run.status is Status.CANCELLED
+    assert story.finish("m[0]") == {"stopped": True, "done": True}
+    assert story.scheduler.mapped(run) is None
+    assert story.scheduler.unmap(run) == []
 
 
 # ---- the end -----------------------------------------------------------------------------------------

@@ -1469,23 +1469,20 @@ def test_cancelling_a_call_that_waits_for_a_value(flow):
 
 def test_cancelling_one_that_waits_harms_no_other(gate):
     """A call that was cancelled while it waited is not taken for a part of a deadlock."""
-    with Flow(max_workers=4) as flow, flow.session() as session:
-        second = Gate()
-        slow, slower = session.submit(gate, 5), session.submit(Task("slower", second))
-
-        def asks():
-            return slow.result()
-
-        async def awaits():
-            return await slower
-
-        asking = session.submit(asks)
+    with Flow(max_workers=3) as flow, flow.session() as session:
+        slow = session.submit(gate, 5)
+        asking = session.submit(lambda: slow.result())
         until(lambda: "waiting for" in repr(session))
-        awaiting = session.submit(awaits)
-        until(lambda: "slower" in repr(session))
-        second.open.set()
-        assert second.begun.wait(WATCHDOG)
-        awaiting.cancel()
+        awaits = threading.Event()
+
+        async def asks_later():
+            awaits.set()
+            return await slow
+
+        awaiting = session.submit(asks_later)
+        assert awaits.wait(WATCHDOG)
+        assert session.submit(double_later, 1).result() == 2  # on the same loop, so that one is at its await
+        assert awaiting.cancel() is True
         gate.open.set()
         assert asking.result() == 5
 

@@ -983,6 +983,9 @@ class Flow:
             graph, inside = (registry.graph(), None) if names is None else registry.part(names)
             registry.in_use = True
         starts = self._starts(start, registry, graph, inside)
+        if graph is not None:
+            after = sorted(graph.after(graph.number[name] for name in starts if name in graph.number))
+            registry.plan(map(graph.names.__getitem__, after), self._executors)
         requests = [NextTask(name, values, spawn_another=True) for name in starts]
         if graph is not None:
             graph = graph.rooted([graph.number[name] for name in starts if name in graph.number])
@@ -1156,6 +1159,11 @@ class Plan:
         self._blocks = running_loop(required=False) if driven else None
         if self._blocks is not None:
             blocked_loops.append(self._blocks)
+
+    @property
+    def planned(self) -> Mapping[str, Planned]:
+        """What is known already of how tasks are called."""
+        return self._registry.known_plans
 
     def find(self, name: str) -> Planned | None:
         return self._registry.planned(name, self._executors)

@@ -47,9 +47,10 @@ class Graph:
         number = self.number
         self.needs: Numbers = [[number[name] for name in needs] for needs in dependencies.values()]
         self.declared = self.needs  #: the same, also of edges that ``rooted`` takes out: outputs come along them
-        self.routes: Numbers = [[number[name] for name in routes.get(task, ())] for task in self.names]
         self.followers: Numbers = reverse(self.needs)
-        self.routers: Numbers = reverse(self.routes)
+        none: Numbers = [()] * len(self.names)
+        self.routes: Numbers = [[number[n] for n in routes.get(task, ())] for task in self.names] if routes else none
+        self.routers: Numbers = reverse(self.routes) if routes else none
         #: Whether there is more than dependencies: routes, or circles of them.
         self.special = any(self.routes)
         #: Edges that close a circle, seen from where a run starts: nobody waits for anything along them.

@@ -205,7 +205,14 @@ class Registry:
         if self._names is None:
             self._fresh = False
             found: list[Exception] = []
-            needs = {name: self._needs_of(task, found) for name, task in self.tasks.items()}
+            needs = {
+                name: (
+                    self._needs_of(task, found)
+                    if task.options.depends_on is None or task.options.for_each is not None
+                    else self._resolve(task, "depends_on", task.options.depends_on, found)
+                )
+                for name, task in self.tasks.items()
+            }
             routes = {
                 name: self._resolve(task, "routes", task.options.routes, found)
                 for name, task in self.tasks.items()
@@ -252,7 +259,10 @@ class Registry:
         self, task: Task[..., Any], option: str, given: tuple[TaskName, ...], found: list[Exception]
     ) -> tuple[str, ...]:
         """Return the names of tasks that are given as names, functions or tasks, each once."""
-        if all(type(each) is str for each in given):
+        for each in given:
+            if type(each) is not str:
+                break
+        else:
             return tuple(dict.fromkeys(given))  # type: ignore[arg-type]
         names: dict[str, None] = {}
         for each in given:
@@ -357,6 +367,11 @@ class Registry:
             self._parts = {key: part}  # the newest alone: targets may be different every time
         return part
 
+    @property
+    def known_plans(self) -> Mapping[str, Planned]:
+        """What was found out already by ``planned``."""
+        return self._planned
+
     def planned(self, name: str, executors: Executors) -> Planned | None:
         """Return how runs call a task; found out once. None when there is no such task."""
         planned = self._planned.get(name)
@@ -368,6 +383,32 @@ class Registry:
             terms = self._terms_of(task, binding, executors)
             planned = planned_task(task, binding, terms, node, needs[name], routes.get(name))
             self._planned[name] = planned
+        return planned
+
+    def plan(self, names: Iterable[str], executors: Executors) -> dict[str, Planned]:
+        """Find out how runs call these tasks, all at once: most of a large graph are alike. Return what is known."""
+        planned, tasks = self._planned, self.tasks
+        graph = self.graph()
+        needs, routes, _ = self._resolved()
+        number = {} if graph is None else graph.number
+        fn = binding = terms = invoke = None
+        for name in names:
+            if name in planned:
+                continue
+            task = tasks[name]
+            if task.fn is not fn or binding is None:
+                fn, binding = task.fn, self.binding(name)
+                terms, invoke = self._terms_of(task, binding, executors), binding.compile()
+                alike = graph is not None and not terms.executor.adapts
+            if (
+                alike
+                and name not in routes
+                and vars(task.options).keys() <= EDGES_ALONE
+                and binding.is_plain(needs[name])
+            ):
+                planned[name] = Planned(name, terms, invoke, number[name], needs[name])  # type: ignore[arg-type]
+            else:
+                self.planned(name, executors)
         return planned
 
     def _terms_of(self, task: Task[..., Any], binding: Binding, executors: Executors) -> RunTerms:

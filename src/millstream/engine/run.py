@@ -13,7 +13,7 @@ import logging
 import os.path
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -96,6 +96,8 @@ class Plan(Protocol):
     teller: Teller
     graph: Graph | None
 
+    @property
+    def planned(self) -> Mapping[str, Planned]: ...
     def find(self, name: str) -> Planned | None: ...
     def known(self) -> Iterable[str]: ...
     def has(self, name: str) -> bool: ...
@@ -164,6 +166,7 @@ class FlowRun(Waiting):
         self._errors: list[BaseException] = []
         self._error: BaseException | None = None
         self._status = self._status_at_end = RUNNING
+        self._planned = plan.planned
         self._newest_lane: Any = None  # that of ``_newest_terms``
         self._newest_terms: RunTerms | None = None
         self._called: dict[Planned, RunTask] = {}  # tasks of submitted calls
@@ -1053,7 +1056,7 @@ class FlowRun(Waiting):
 
     def _meet(self, name: str) -> RunTask | None:
         """The scheduler meets a task: find out how it is called, and in which lane."""
-        planned = self.plan.find(name)
+        planned = self._planned.get(name) or self.plan.find(name)
         if planned is None:
             return None
         terms = planned.terms
