@@ -234,6 +234,7 @@ class Flow:
             "hooks": self._hooks, "limits": self._limits_given,
         }  # fmt: skip
         self._clock = Clock()
+        weakref.finalize(self, self._clock.close, False)
         self._limits = Limits(self._limits_given, self._clock)
         self._teller = Teller(self._hooks, self._logger)
         self._opening = threading.Lock()  # one thread at a time opens the session of a ``with`` block

@@ -88,14 +88,14 @@ class Clock:
         heapq.heapify(self._timers)
         self.dead = 0
 
-    def close(self) -> None:
-        """Call off every timer and end the thread."""
+    def close(self, wait: bool = True) -> None:
+        """Call off every timer and end the thread; waits for that at most a second."""
         with self._changed:
             self._closed = True
             self._timers.clear()
             self._changed.notify()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if wait and thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
 
     def _serve(self) -> None:

@@ -861,7 +861,7 @@ class FlowRun(Waiting):
                 if worker.counted:
                     worker.counted = False
                     lane.active -= 1
-                self.monitor.later.append((worker.dismiss, ()))
+                self.monitor.later.append((worker.dismiss, (item,)))
         self.blocked.give_up(item)
 
     # ---- ending ---------------------------------------------------------------------------------
@@ -987,7 +987,7 @@ class FlowRun(Waiting):
             lasted = self.ended_at - self.began_at
             self.tell(RunEndEvent(self.id, self.plan.flow, self.wall(), self._status, lasted, why))
         later.append((self._end_telling, ()))
-        self._lanes = {}
+        self._lanes, self._newest_lane = {}, None
         self.scheduler.forget()
         self.record = record_of(self, why)
         later.append((self.record.let_go, ()))

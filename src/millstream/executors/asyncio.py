@@ -139,8 +139,8 @@ class LoopWorker(Worker):
     def go_on(self) -> None:
         pass
 
-    def dismiss(self) -> None:
-        self.dismissed = True
+    def dismiss(self, item: object) -> None:
+        self.dismissed = self.item is item
 
 
 class LoopWorkers(Workers):

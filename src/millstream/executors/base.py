@@ -63,8 +63,8 @@ class Worker(Protocol):
     def go_on(self) -> None:
         """The reader has made room."""
 
-    def dismiss(self) -> None:
-        """Its task was given up and may never return: put another worker in its place."""
+    def dismiss(self, item: object) -> None:
+        """Its task run ``item`` was given up and may never return: if it is still there, put another in its place."""
 
 
 class Workers(ABC):

@@ -59,7 +59,7 @@ class Driver(ThreadWorker):
         self._lent.close()
         super().take_back()
 
-    def dismiss(self) -> None:
+    def dismiss(self, item: object) -> None:
         """Nobody can take the caller's own thread from the task: it goes on when the task returns."""
 
 

@@ -62,8 +62,8 @@ class ThreadWorker(Worker):
     def go_on(self) -> None:
         self.places.stall(-1)
 
-    def dismiss(self) -> None:
-        self.places.replace(self)
+    def dismiss(self, item: object) -> None:
+        self.places.replace(self, item)
 
 
 class Places(Workers):
@@ -139,10 +139,11 @@ class Places(Workers):
             self.returning += 1
         gate.acquire()
 
-    def replace(self, worker: ThreadWorker) -> None:
-        """The task of ``worker`` may never return: its place is free, and it has none."""
+    def replace(self, worker: ThreadWorker, item: object) -> None:
+        """The task of ``worker`` may never return: its place is free, and it has none; unless it has returned."""
         with self._lock:
-            if worker.dismissed:
+            # A worker has no item before it gives its place back here, so one that has this item has a place.
+            if worker.dismissed or worker.item is not item:
                 return
             worker.dismissed = True
             self.free += not worker.away
