@@ -549,7 +549,7 @@ def test_any_requests_finished_in_any_order():
     run_state_machine_as_test(
         AnyOrder,
         settings=settings(
-            max_examples=150,
+            max_examples=80,
             stateful_step_count=50,
             phases=[Phase.explicit, Phase.generate],
             deadline=None,
