@@ -335,17 +335,17 @@ def test_a_long_chain_needs_no_stack():
     needs = chain(LONG)
     with little_stack():
         made = Graph(needs, {})
-        assert missing(needs, {}) == cycles(made) == []
+        assert cycles(made) == []
         assert made.roots == [0]
-        assert len(made.after([0])) == len(made.before([LONG - 1])) == LONG
-        assert made.rooted([0]) is made
-        part = made.part(set(range(LONG // 2, LONG)))
-        assert part.roots == [LONG // 2]
+        assert len(made.after([0])) == LONG
+        part = made.part(made.before([LONG // 8]))
+        assert len(part.before([LONG // 8])) == LONG // 8 + 1
+        assert part.followers[LONG // 8] == []
 
 
 def test_a_long_circle_needs_no_stack():
     """A long circle of dependencies is found and shown; one through a route is opened where the run starts."""
-    size = LONG // 4
+    size = LONG // 8
     needs = chain(size)
     with little_stack():
         loop = Graph(needs, {str(size - 1): ["0"]})

@@ -1237,8 +1237,8 @@ def test_stop_cancels_what_was_expected():
 
 @pytest.mark.parametrize("shape", ["chain", "fan"])
 def test_a_failure_at_the_head_of_very_many(shape):
-    """A failure passes through 20,000 tasks with hardly any stack, and each of them is told once."""
-    size, limit = 20_000, sys.getrecursionlimit()
+    """A failure passes through 10,000 tasks with hardly any stack, and each of them is told once."""
+    size, limit = 10_000, sys.getrecursionlimit()
     edges = {str(each): [str(each - 1 if shape == "chain" else 0)] if each else [] for each in range(size)}
     story = Story(edges=edges)
     story.scheduler.start([NextTask("0")])
@@ -1564,12 +1564,12 @@ def test_too_many_calls_change_nothing():
 
 
 def test_a_chain_of_very_many_calls_that_fails():
-    """A failure passes through a chain of 20,000 calls with hardly any stack."""
+    """A failure passes through a chain of 10,000 calls with hardly any stack."""
     story, limit = Calls(), sys.getrecursionlimit()
     task = TaskState("c", story.queue, Terms())
     calls = [Call()]
     story.scheduler.submit(task, 0, calls[0], [], None)
-    for _ in range(20_000):
+    for _ in range(10_000):
         calls.append(Call())
         story.scheduler.submit(task, 0, calls[-1], calls[-2:-1], None)
     sys.setrecursionlimit(len(inspect.stack(0)) + 40)

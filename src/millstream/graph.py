@@ -169,27 +169,64 @@ def reach(starts: Iterable[int], *edges: Numbers) -> set[int]:
 
 
 def circles(edges: Numbers) -> Iterator[list[int]]:
-    """Yield paths that go in a circle, at least one if there is any: the last member is the first again.
+    """Yield a path that goes in a circle for each knot of circles: its last member is its first again.
 
     Whatever has nothing before it is taken away, again and again (Kahn's algorithm), and then whatever
-    has nothing after it: circles are left, and what lies between them. Each task is walked over once,
-    so of circles that share tasks some are found only when the others are mended.
+    has nothing after it: knots are left, and what lies between them. A knot is what can be reached from
+    each of its members (a strongly connected component).
     """
     left = _peeled(set(range(len(edges))), edges)
     if left:
         left = _peeled(left, reverse(edges))
-    for start in sorted(left):
+    for knot in sorted(_knots(left, edges), key=min):
+        start = min(knot)
+        if len(knot) == 1 and start not in edges[start]:
+            continue  # between two knots
         path, seen = [start], {start: 0}
-        while start in left:
-            following = next((b for b in edges[path[-1]] if b in left), None)
-            if following is None:  # it led out to a circle that has been told already
-                break
+        while True:
+            following = next(b for b in edges[path[-1]] if b in knot)
             if following in seen:
                 yield [*path[seen[following] :], following]
                 break
             seen[following] = len(path)
             path.append(following)
-        left.difference_update(path)
+
+
+def _knots(tasks: set[int], edges: Numbers) -> list[set[int]]:
+    """Return the strongly connected components of some tasks (Kosaraju's algorithm, without recursion)."""
+    order: list[int] = []  # by the end of a walk, depth first
+    seen: set[int] = set()
+    for start in sorted(tasks):
+        if start in seen:
+            continue
+        seen.add(start)
+        way = [(start, iter(edges[start]))]
+        while way:
+            here, ends = way[-1]
+            for there in ends:
+                if there in tasks and there not in seen:
+                    seen.add(there)
+                    way.append((there, iter(edges[there])))
+                    break
+            else:
+                order.append(here)
+                way.pop()
+    back = reverse(edges) if order else []
+    knots: list[set[int]] = []
+    while order:
+        start = order.pop()
+        if start not in seen:
+            continue
+        seen.discard(start)
+        knot, open_ends = {start}, [start]
+        while open_ends:
+            for there in back[open_ends.pop()]:
+                if there in seen:
+                    seen.discard(there)
+                    knot.add(there)
+                    open_ends.append(there)
+        knots.append(knot)
+    return knots
 
 
 def _peeled(tasks: set[int], edges: Numbers) -> set[int]:

@@ -27,7 +27,7 @@ class Edges:
     """The state of a flow's edges in one run."""
 
     __slots__ = (
-        "_active", "_open_needs", "_open_routers", "_parked", "_scoped", "_scopes", "expected",
+        "_active", "_bad", "_open_needs", "_open_routers", "_parked", "_scoped", "_scopes", "expected",
         "failed", "fired", "graph", "met", "outputs", "ran", "waiting",
     )  # fmt: skip
 
@@ -42,6 +42,7 @@ class Edges:
         self.outputs: dict[int, Any] = {}
         self.failed: dict[int, dict[int, None]] = {}  #: what has failed of that which a task follows
         self._active = bytearray(tasks)
+        self._bad = bytearray(tasks)  # its newest run failed
         self._open_needs = [0] * tasks
         self._open_routers = [0] * tasks
         self._parked: dict[int, list[tuple[TaskRun, bool]]] = {}
@@ -54,8 +55,8 @@ class Edges:
         if active[task]:
             return
         active[task] = met[task] = 1
-        ran = self.ran  # what comes now is a new wave
-        ran[task] = 0
+        ran, bad = self.ran, self._bad  # what comes now is a new wave
+        ran[task] = bad[task] = 0
         counts = ((self.graph.followers, self._open_needs), (self.graph.routes, self._open_routers))
         ways = [task]
         while ways:
@@ -65,7 +66,7 @@ class Edges:
                     open_ends[there] += 1
                     if not active[there]:
                         active[there] = met[there] = expected[there] = 1
-                        ran[there] = 0
+                        ran[there] = bad[there] = 0
                         self.waiting += 1
                         ways.append(there)
 
@@ -95,6 +96,7 @@ class Edges:
     def succeeded(self, task: int, output: Any, *, follow: bool) -> None:
         """A run of a task gave its output; ``follow`` unless it has chosen for itself what comes next."""
         self.ran[task] = 1
+        self._bad[task] = 0
         self.outputs[task] = output
         if follow:
             fired = self.fired
@@ -104,9 +106,17 @@ class Edges:
     def fell(self, task: int) -> None:
         """A run of a task failed, or was skipped since something before it failed."""
         self.ran[task] = 0
+        self._bad[task] = 1
         for edges in (self.graph.followers, self.graph.routes):
             for there in edges[task]:
                 self.failed.setdefault(there, {})[task] = None
+
+    def failing(self, task: int) -> list[int]:
+        """Return those dependencies and routers of a task whose newest run has failed."""
+        bad, graph = self._bad, self.graph
+        if not any(bad):
+            return []
+        return [each for each in (*graph.needs[task], *graph.routers[task]) if bad[each]]
 
     def reaches(self, task: int, scope: Scope | None) -> None:
         """A task that counts in ``scope`` is over: what it leads to counts there too, as far as all of it does."""

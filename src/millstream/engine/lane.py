@@ -82,10 +82,11 @@ class RunTask(TaskState):
 class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
-    __slots__ = ("blocked", "calls", "limit", "since", "timer", "variables", "where")
+    __slots__ = ("blocked", "calls", "chose", "limit", "since", "timer", "variables", "where")
 
     blocked: bool  #: it waits for a value, and does not count for ``max_parallel``; not set before
     variables: Variables  #: what a submitted call is called in; set only for one
+    chose: bool  #: a generator with routes has chosen what its run leaves out; not set before
     calls: int  #: how many calls it has submitted; not set before the first
 
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout

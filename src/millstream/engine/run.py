@@ -169,6 +169,7 @@ class FlowRun(Waiting):
         self._planned = plan.planned
         self._newest_lane: Any = None  # that of ``_newest_terms``
         self._newest_terms: RunTerms | None = None
+        self._calls = 0  # submitted from outside
         self._called: dict[Planned, RunTask] = {}  # tasks of submitted calls
         self._driven: list[Workers] = []  # those that work in the thread that waits
         self._timers: list[Timer] = []
@@ -392,6 +393,8 @@ class FlowRun(Waiting):
             RouteError: it chose what is none of its routes.
         """
         task = item.task
+        if requests is None and getattr(item, "chose", False):
+            return []
         if requests is None and not item.requested:
             chosen = choice_of(task.name, output, task.routes)
             if chosen is None:
@@ -432,7 +435,7 @@ class FlowRun(Waiting):
                 return
             self._refuse_no_route(item, request)
             if item.task.routes is not None and not self.plan.has(request.id):
-                item.requested += 1  # it has chosen something that this run leaves out
+                item.chose = True  # something that this run leaves out
                 return
             scope = self._growing.get(item)
             if scope is None:
@@ -669,10 +672,11 @@ class FlowRun(Waiting):
             self.met.append(task)
             self.scheduler.called.append(task)
         if parent is None:
-            path = hash((2, len(self._called), self.scheduler.scheduled))
+            self._calls += 1
+            path = hash((2, self._calls))
         else:
             parent.calls = getattr(parent, "calls", 0) + 1
-            path = hash((parent.path, -parent.calls))
+            path = hash((parent.path, 3, parent.calls))
         needs = list(needs)
         self.scheduler.submit(task, path, call, needs, None if parent is None else parent.scope)
         if self._results:
@@ -1192,9 +1196,10 @@ def choice_of(task: str, output: Any, routes: tuple[str, ...]) -> dict[str, Any]
     Raises:
         RouteError: what it gave names something that is none of its routes.
     """
-    if type(output) is dict:
-        chosen = output
-    elif type(output) is str:
+    chosen: dict[Any, Any]
+    if isinstance(output, dict):
+        chosen = dict(output)
+    elif isinstance(output, str):
         chosen = {output: NOTHING}
     elif type(output) in (list, tuple):
         chosen = {name if isinstance(name, str) else shown(name): NOTHING for name in output}

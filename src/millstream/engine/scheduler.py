@@ -657,13 +657,14 @@ class Scheduler:
         if edges.holds(node, routers=routers):
             edges.park(node, run, routers=routers)
         else:
-            self._start_parked(run, () if asker is not None else edges.failed.get(node, ()))
+            self._start_parked(run)
 
-    def _start_parked(self, run: TaskRun, failed: Iterable[int]) -> None:
+    def _start_parked(self, run: TaskRun) -> None:
         """A run that was asked for by name waits for no dependency any more."""
         edges, task = self.edges, run.task
         assert edges is not None, "only a graph has nodes"
         edges.fired[task.node] = 0  # what led to it is served by this run
+        failed = edges.failing(task.node)
         if failed and task.terms.on_dep_failure != "run-anyway":
             self._drop(run, [edges.graph.names[node] for node in failed])
             return
@@ -776,7 +777,7 @@ class Scheduler:
         for there in loops:
             name = self._state_of(there).name
             if not self.stopped:
-                self._request(NextTask(name), hash((run.path, -1 - there)), run.scope, None)
+                self._request(NextTask(name), hash((run.path, 4, there)), run.scope, None)
         self._edges_settle(run)
         return followed or bool(loops)
 
@@ -816,7 +817,7 @@ class Scheduler:
             return False
         failed = edges.failed.get(node, ())
         for run in released:
-            self._start_parked(run, failed)
+            self._start_parked(run)
         if edges.is_open(node):
             return False
         expected = edges.expected[node]
