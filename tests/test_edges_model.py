@@ -420,6 +420,7 @@ class Model:
         self.counts: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.outputs: dict[str, Any] = {}  #: of the newest run of each task, if it succeeded
+        self.bad: set[str] = set()  #: the newest run of these has failed
         self.led: set[str] = set()  #: a success has led to it since it was last decided
         self.failed: dict[str, set[str]] = {name: set() for name in shape.names}  #: and these have failed
         self.expected: set[str] = set()
@@ -440,17 +441,18 @@ class Model:
         alive = {run.name for run in self.live.values()}
         return name in alive or bool(alive & self.ways[name])
 
-    def led_to_by(self, asker: str, name: str) -> bool:
-        return asker == name or asker in self.ways[name]
-
     # events
 
     def ask(self, requests: list[NextTask], asker: str = "") -> None:
-        for name in self.shape.all_after([request.id for request in requests]):
+        """Serve a list. As long as that lasts who asks, and all that is asked for, counts as pending."""
+        names = [request.id for request in requests]
+        for name in self.shape.all_after(names):
             self.met.add(name)
-            if not self.led_to_by(asker, name) and not self.active(name):
-                self.outputs.pop(name, None)  # a new wave begins
-        made = []
+            if not self.runs_of(name):
+                self.expected.add(name)
+            if asker not in {name, *self.ways[name]} and not self.active(name):  # a new wave begins
+                self.outputs.pop(name, None)
+                self.bad.discard(name)
         for request in requests:
             name = request.id
             if not request.spawn_another and self.runs_of(name):
@@ -459,19 +461,17 @@ class Model:
             self.counts[name] = max(self.counts[name] + request.spawn_another, 1)
             spawned = request.spawn_another and self.counts[name] > 1
             run = Run(f"{name}#{self.counts[name]}" if spawned else name, name)
-            made.append(run)
             self.live[run.id] = run
             self.expected.discard(name)
-        for run in made:
-            before = self.shape.before(run.name)
-            if not any(self.led_to_by(asker, each) or self.active(each) for each in before):
-                self.start(run)  # there is nothing to wait for
+            if not self.ways[name].intersection([asker, *names]) and not any(map(self.active, self.shape.before(name))):
+                self.release(run)  # there is nothing to wait for
 
     def succeed(self, id: str, output: Any, requests: list[NextTask] | None, *, follow: bool) -> None:
         name = self.live.pop(id).name
         self.ended[name] += 1
-        self.outputs[name] = output
         self.ask(requests or [], asker=name)
+        self.outputs[name] = output
+        self.bad.discard(name)
         if follow:
             self.led.update(self.shape.after(name))
 
@@ -482,6 +482,7 @@ class Model:
 
     def fell(self, name: str) -> None:
         self.outputs.pop(name, None)
+        self.bad.add(name)
         for there in [*self.shape.after(name), *self.shape.routes.get(name, [])]:
             self.failed[there].add(name)
 
@@ -505,9 +506,9 @@ class Model:
         self.expected = {name for name in self.shape.names if name not in alive and alive & self.ways[name]}
 
     def release(self, run: Run) -> None:
-        """A task run that was asked for by name has waited for everything before it."""
-        if self.failed[run.name] and self.shape.policy(run.name) != "run-anyway":
-            self.led.discard(run.name)
+        """A task run that was asked for by name waits for nothing before it any more."""
+        self.led.discard(run.name)
+        if self.bad.intersection(self.shape.before(run.name)) and self.shape.policy(run.name) != "run-anyway":
             self.drop(run.name, run.id)
             self.fell(run.name)
             del self.live[run.id]
@@ -516,7 +517,6 @@ class Model:
 
     def start(self, run: Run) -> None:
         run.waits = False
-        self.led.discard(run.name)
         needs = self.shape.needs[run.name]
         if self.met.intersection(needs):
             run.needs = {need: self.outputs[need] for need in needs if need in self.outputs}

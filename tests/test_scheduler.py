@@ -1093,19 +1093,26 @@ def test_a_request_that_was_dropped_is_not_run_by_the_other_edges(policy, status
 
 
 @pytest.mark.parametrize("how", ["list", "generator"])
-def test_a_request_is_not_dropped_for_what_failed_before(how):
-    """A dependency that failed before a task was asked for is not waited for, so it does not keep it from running."""
-    story = Story(edges={"a": [], "b": ["a"], "c": [], "x": []})
-    story.start("b", "c", "x")
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_request_meets_what_has_failed(how, mended):
+    """A task that is asked for after its dependency failed meets its policy, unless that has run again since."""
+    story = Story(edges={"a": [], "b": ["a"], "c": [], "x": [], "y": []})
+    story.start("b", "c", "x", "y")
     story.begin("b")
     story.finish("x", "a")
-    assert story.fail("a") == {"ready": ["c"], "running": ["b"]}
+    story.fail("a")
+    if mended:
+        story.finish("y", "a")
+        story.finish("a", none=True)
+    else:
+        story.finish("y")
 
     if how == "list":
         seen = story.finish("c", more("b"), more("b"))
     else:
         seen = story.ask(story.open("c"), more("b"), more("b"))
-    assert seen["ready"] == ["b#2", "b#3"]
+    assert seen.get("ready", []) == (["b#2", "b#3"] if mended else [])
+    assert [(who, how) for who, how, _ in story.ended()] == ([] if mended else [("b#2", "FAILED"), ("b#3", "FAILED")])
 
 
 def test_what_fails_while_its_dependant_runs_is_decided_when_that_ends():
@@ -1125,6 +1132,25 @@ def test_what_fails_while_its_dependant_runs_is_decided_when_that_ends():
         assert story.seen() == {"done": True}
         ends.append(story.ended())
     assert [(who, how) for who, how, _ in ends[0]] == [("b", "FAILED")]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_order_in_which_runs_of_a_dependency_end_decides_nothing(asked):
+    """Of two runs of a dependency one fails: what becomes of the dependant is the same whichever ends first."""
+    ends = []
+    for first, then in (("a", "a#2"), ("a#2", "a")):
+        story = Story(edges={"s": [], "x": [], "a": [], "b": ["a"]})
+        story.start("s", "x")
+        story.finish("s", more("a"), more("a"))
+        if asked:
+            story.finish("x", "b")
+        for each in (first, then):
+            if each == "a":
+                story.fail(each)
+            else:
+                story.finish(each)
+        ends.append([(who, how) for who, how, _ in story.ended()])
     assert ends[0] == ends[1]
 
 

@@ -84,7 +84,7 @@ class Item(TaskRun):
 
     __slots__ = ("blocked", "calls", "chose", "limit", "since", "timer", "variables", "where")
 
-    blocked: bool  #: it waits for a value, and does not count for ``max_parallel``; not set before
+    blocked: int  #: how many of its waits are on: at any, it does not count for ``max_parallel``; not set before
     variables: Variables  #: what a submitted call is called in; set only for one
     chose: bool  #: a generator with routes has chosen what its run leaves out; not set before
     calls: int  #: how many calls it has submitted; not set before the first
@@ -405,6 +405,10 @@ class Lane:
             iterator = iter(requests)
         except TypeError:
             raise TypeError(f"next_tasks takes a list or another iterable of NextTask, not {requests!r}.") from None
+        routes, has = item.task.routes, self.run.plan.has
+        if routes is not None and not all(map(has, routes)):  # a run of ``targets=`` leaves some out
+            left_out = {name for name in routes if not has(name)}
+            iterator = (each for each in iterator if not isinstance(each, NextTask) or each.id not in left_out)
         own = copy_context()
         try:
             first = own.run(next, iterator)

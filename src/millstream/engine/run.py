@@ -794,20 +794,30 @@ class FlowRun(Waiting):
         if worker.counted:
             worker.counted = False
             lane.active -= 1
-        if item.status is RUNNING:  # else it is a callback, or late code, that waits
-            item.blocked = True
-            self.scheduler.blocked(item.task)
-        self._see_to_outbox()
-        self.dispatch(None)
+        self.wait_in(item)
 
     def resume(self, worker: Worker) -> None:
         """The task of ``worker`` goes on."""
-        if getattr(worker.item, "blocked", False):
-            worker.item.blocked = False
-            self.scheduler.unblocked(worker.item.task)
+        self.go_on_in(worker.item)
         if not worker.dismissed and worker in worker.item.task.lane.crew:
             worker.counted = True
             worker.item.task.lane.active += 1
+
+    def wait_in(self, item: Any) -> None:
+        """A task run waits, in its own code or in a coroutine that it made: it leaves room for others."""
+        if item.status is RUNNING:  # else it is a callback, or late code, that waits
+            waits = item.blocked = getattr(item, "blocked", 0) + 1
+            if waits == 1:
+                self.scheduler.blocked(item.task)
+        self._see_to_outbox()
+        self.dispatch(None)
+
+    def go_on_in(self, item: Any) -> None:
+        """One of its waits is over."""
+        if getattr(item, "blocked", 0):
+            item.blocked -= 1
+            if not item.blocked:
+                self.scheduler.unblocked(item.task)
 
     def lost(self, lane: Lane, reason: str) -> None:
         """The executor of a lane sends nobody any more."""

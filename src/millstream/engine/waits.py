@@ -111,6 +111,10 @@ class Blocked:
             worker = None  # a child of the task's coroutine waits: the task itself goes on
         if not self._enter(waiter, worker):
             return self._outcome(waiter, default)
+        child = worker is None and waiter.item is not None
+        if child:  # it may be all that the task waits for (``asyncio.gather``)
+            with waiter.item.run.monitor:
+                waiter.item.run.wait_in(waiter.item)
         try:
             async with asyncio.timeout(timeout):
                 await future
@@ -120,6 +124,9 @@ class Blocked:
             self._withdraw(waiter)
             raise
         finally:
+            if child:
+                with waiter.item.run.monitor:
+                    waiter.item.run.go_on_in(waiter.item)
             if worker is not None:
                 self._resume(waiter, worker)
         return self._outcome(waiter, default)
