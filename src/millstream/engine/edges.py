@@ -42,7 +42,7 @@ class Edges:
         self.outputs: dict[int, Any] = {}
         self.failed: dict[int, dict[int, None]] = {}  #: what has failed of that which a task follows
         self._active = bytearray(tasks)
-        self._bad = bytearray(tasks)  # its newest run failed
+        self._bad = bytearray(tasks)  # one of its runs has failed in this wave
         self._open_needs = [0] * tasks
         self._open_routers = [0] * tasks
         self._parked: dict[int, list[tuple[TaskRun, bool]]] = {}
@@ -96,7 +96,6 @@ class Edges:
     def succeeded(self, task: int, output: Any, *, follow: bool) -> None:
         """A run of a task gave its output; ``follow`` unless it has chosen for itself what comes next."""
         self.ran[task] = 1
-        self._bad[task] = 0
         self.outputs[task] = output
         if follow:
             fired = self.fired
@@ -112,7 +111,7 @@ class Edges:
                 self.failed.setdefault(there, {})[task] = None
 
     def failing(self, task: int) -> list[int]:
-        """Return those dependencies and routers of a task whose newest run has failed."""
+        """Return those dependencies and routers of a task that have failed in their newest wave."""
         bad, graph = self._bad, self.graph
         if not any(bad):
             return []

@@ -85,7 +85,7 @@ class Item(TaskRun):
     __slots__ = ("blocked", "calls", "chose", "limit", "since", "timer", "variables", "where")
 
     blocked: int  #: how many of its waits are on: at any, it does not count for ``max_parallel``; not set before
-    variables: Variables  #: what a submitted call is called in; set only for one
+    variables: Variables | None  #: what a submitted call is called in, while it is; set only for one
     chose: bool  #: a generator with routes has chosen what its run leaves out; not set before
     calls: int  #: how many calls it has submitted; not set before the first
 

@@ -743,6 +743,7 @@ class FlowRun(Waiting):
             self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
         if isinstance(item.extra, Call):
             item.extra.succeed(self, output)
+            item.variables = None  # they have the task run as the current one: no circle
         if self.trace is not None:
             self._trace_attempt(item, SUCCESS)
         if TaskSuccessEvent in self._wants:
@@ -754,6 +755,8 @@ class FlowRun(Waiting):
         task = item.task
         if delay is None:
             task.ended = self.clock.now()
+        if isinstance(item.extra, Call):
+            item.variables = None  # as above
         if task.terms.uses:
             self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
         if self.trace is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -41,7 +42,7 @@ class Driver(ThreadWorker):
     """The side of the place that belongs to the thread which waits for the run."""
 
     def __init__(self, places: InlinePlace) -> None:
-        super().__init__(places)
+        super().__init__(weakref.proxy(places))  # which has this driver: no circle
         self.queue = (True,)  # ask ``overstays`` after every task run
         self.wake = threading.Semaphore(0)  # type: ignore[assignment]  # woken for more than one reason
         self.until: Callable[[], bool] = bool
