@@ -456,60 +456,66 @@ class Lane:
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         with monitor:
             self.come(worker)
-        while True:
-            try:
-                item = take()
-            except IndexError:
-                if self._pull() or self._stay(worker):
-                    continue
-                return None
-            if not self.wanted and (len(self.ready) or self.feeds):
-                # Should what we await suspend, another pump takes the next one meanwhile.
-                monitor.post(run.dispatch, None)
-            task = item.task
-            enter(item)
-            try:
-                worker.item, result, item.handle = item, item.handle, worker
-                if result is None:  # else a plain function was called elsewhere and gave a coroutine
-                    item.begin()
-                    if run.stopping:
+        item = task = result = variables = awaited = output = requests = None
+        try:
+            while True:
+                try:
+                    item = take()
+                except IndexError:
+                    if self._pull() or self._stay(worker):
+                        continue
+                    return None
+                if not self.wanted and (len(self.ready) or self.feeds):
+                    # Should what we await suspend, another pump takes the next one meanwhile.
+                    monitor.post(run.dispatch, None)
+                task = item.task
+                enter(item)
+                try:
+                    worker.item, result, item.handle = item, item.handle, worker
+                    if result is None:  # else a plain function was called elsewhere and gave a coroutine
+                        item.begin()
+                        if run.stopping:
+                            raise TaskCancelledError(item.id)
+                        if task.watched:
+                            run.began(item)
+                        result = task.invoke(item, context)
+                    elif run.stopping or item.given_up:
+                        close_unawaited(result)
                         raise TaskCancelledError(item.id)
-                    if task.watched:
-                        run.began(item)
-                    result = task.invoke(item, context)
-                elif run.stopping or item.given_up:
-                    close_unawaited(result)
-                    raise TaskCancelledError(item.id)
-                if type(result) is types.AsyncGeneratorType:
-                    result = self._iterate_async(item, result)
-                if type(result) is types.CoroutineType or isinstance(result, Coroutine):
-                    # What a task does to context variables must not be seen by the next one.
-                    variables = variables_of(item)
-                    try:
-                        awaited = variables.run(result.send, None)
-                    except StopIteration as end:
-                        result = end.value
-                    else:
-                        result = await resume(run, variables, result, awaited)
-                output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
-                if stream is not None and stream.full:
-                    await run.wait_for_room_async()
-            except HandedOn:
-                pass
-            except BaseException as error:  # whatever a task raises is an outcome of it
-                if not run.coroutine_failed(worker, item, error):
-                    return self._go(worker)
-            else:
-                if not posted and locked(False):  # as in ``_work``
-                    report(item, output, requests, self)
-                    if posted or later:
-                        monitor.leave()
-                    else:
-                        unlock()
-                        if posted and locked(False):
-                            monitor.leave()
+                    if type(result) is types.AsyncGeneratorType:
+                        result = self._iterate_async(item, result)
+                    if type(result) is types.CoroutineType or isinstance(result, Coroutine):
+                        # What a task does to context variables must not be seen by the next one.
+                        variables = variables_of(item)
+                        try:
+                            awaited = variables.run(result.send, None)
+                        except StopIteration as end:
+                            result = end.value
+                        else:
+                            result = await resume(run, variables, result, awaited)
+                    output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
+                    if stream is not None and stream.full:
+                        await run.wait_for_room_async()
+                except HandedOn:
+                    pass
+                except BaseException as error:  # whatever a task raises is an outcome of it
+                    if not run.coroutine_failed(worker, item, error):
+                        return self._go(worker)
                 else:
-                    monitor.post(report, item, output, requests, None)
+                    if not posted and locked(False):  # as in ``_work``
+                        report(item, output, requests, self)
+                        if posted or later:
+                            monitor.leave()
+                        else:
+                            unlock()
+                            if posted and locked(False):
+                                monitor.leave()
+                    else:
+                        monitor.post(report, item, output, requests, None)
+        finally:
+            # As in ``_work``: the traceback of a task's error keeps this frame.
+            del self, run, context, take, stream, monitor, report, locked, unlock, posted, later
+            del item, task, result, variables, awaited, output, requests
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
         run = self.run
@@ -539,18 +545,21 @@ def resume(
     """
     stream = run.stream_buffer
     step: Callable[[Any], Any]
-    while True:
-        try:
-            if stream is not None and stream.full:
-                yield from run.wait_for_room_async().__await__()
-            argument = yield awaited
-            step = coroutine.send
-        except GeneratorExit:
-            coroutine.close()
-            raise
-        except BaseException as error:  # a cancellation, which is the coroutine's to handle
-            step, argument = coroutine.throw, error
-        try:
-            awaited = variables.run(step, argument)
-        except StopIteration as end:
-            return end.value
+    try:
+        while True:
+            try:
+                if stream is not None and stream.full:
+                    yield from run.wait_for_room_async().__await__()
+                argument = yield awaited
+                step = coroutine.send
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as error:  # a cancellation, which is the coroutine's to handle
+                step, argument = coroutine.throw, error
+            try:
+                awaited = variables.run(step, argument)
+            except StopIteration as end:
+                return end.value
+    finally:  # as in ``Lane.work_async``
+        del run, variables, coroutine, awaited, stream

@@ -638,6 +638,7 @@ class FlowRun(Waiting):
                 self._blame_task(run, entry.error)
             if run is not None and isinstance(run.extra, Call):
                 run.extra.fail(self, entry.error, cancelled=False)
+                run.extra.forget()
 
     def _cause_of(self, error: DependencyFailedError, run: Any) -> BaseException | None:
         """Return the failure at the root of another one: the whole chain would be told again in each of its links."""
@@ -909,6 +910,7 @@ class FlowRun(Waiting):
                 users.append(item)
             if isinstance(item.extra, Call):
                 item.extra.fail(self, TaskCancelledError(item.id), cancelled=True)
+                item.extra.forget()
             if item.handle is not None:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((close_unawaited, (item.handle,)))
         if users:
@@ -1271,8 +1273,9 @@ def cancel_pump(worker: Any, item: Item | None) -> None:
     """Cancel what an asyncio worker awaits. Called with no lock held, from any thread."""
 
     def cancel() -> None:
-        if worker.item is item:  # else it has gone on to another task run
+        if worker.item is item and worker.task is not None:  # else it has gone on to another task run
             worker.task.cancel()
 
-    if item is not None:
-        call_in(worker.task.get_loop(), cancel)
+    task = worker.task
+    if item is not None and task is not None:
+        call_in(task.get_loop(), cancel)

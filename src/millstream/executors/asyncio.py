@@ -124,6 +124,10 @@ class LoopWorker(Worker):
         self.queue: Any = ()
         self.task: asyncio.Task[Any] | None = None  #: the pump; the engine cancels what it awaits
 
+    def ended(self, _: object) -> None:
+        """The pump is over. Its context variables know the last task run, which knows this worker: no circle."""
+        self.task = None
+
     def overstays(self) -> bool:
         return False
 
@@ -165,3 +169,4 @@ class LoopWorkers(Workers):
         worker.task = pump = self.loop.create_task(lane.work_async(worker), context=lane.variables())
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
+        pump.add_done_callback(worker.ended)
