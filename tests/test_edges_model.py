@@ -120,7 +120,6 @@ class Bench:
         self.growing: list[Any] = []
         self.begun: list[TaskRun] = []
         self.settled: list[Settled] = []
-        self.coalesced = 0
         self.want: list[TaskRun] = []  #: they have asked for their limits
         self.free: set[TaskRun] = set()  #: as of the last look: those that wait for no other task run
         self.let_on: set[TaskRun] = set()  #: of these, those whom the gate of their task has let on
@@ -184,7 +183,6 @@ class Bench:
                 self.settled.append(entry)
             else:
                 assert isinstance(entry, Coalesced)
-                self.coalesced += 1
         scheduler.outbox.clear()
         assert set(self.want) == scheduler.limited
         assert set(self.waiting) <= set(self.running)
@@ -420,12 +418,11 @@ class Model:
         self.counts: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.outputs: dict[str, Any] = {}  #: of the newest run of each task, if it succeeded
-        self.bad: set[str] = set()  #: the newest run of these has failed
+        self.bad: set[str] = set()  #: one of their runs has failed in this wave
         self.led: set[str] = set()  #: a success has led to it since it was last decided
         self.failed: dict[str, set[str]] = {name: set() for name in shape.names}  #: and these have failed
         self.expected: set[str] = set()
         self.settled: Counter[tuple[str, Status]] = Counter()
-        self.coalesced = 0
         self.ways = {name: self.all_before(name) for name in shape.names}
 
     def all_before(self, name: str) -> set[str]:
@@ -456,7 +453,6 @@ class Model:
         for request in requests:
             name = request.id
             if not request.spawn_another and self.runs_of(name):
-                self.coalesced += 1
                 continue
             self.counts[name] = max(self.counts[name] + request.spawn_another, 1)
             spawned = request.spawn_another and self.counts[name] > 1
@@ -471,7 +467,6 @@ class Model:
         self.ended[name] += 1
         self.ask(requests or [], asker=name)
         self.outputs[name] = output
-        self.bad.discard(name)
         if follow:
             self.led.update(self.shape.after(name))
 

@@ -119,12 +119,23 @@ class Edges:
 
     def reaches(self, task: int, scope: Scope | None) -> None:
         """A task that counts in ``scope`` is over: what it leads to counts there too, as far as all of it does."""
-        if scope is None and not self._scoped:
-            return
-        self._scoped = True
+        if not self._scoped:
+            if scope is None:
+                return
+            self._begin_scopes(task)
         for edges in (self.graph.followers, self.graph.routes):
             for there in edges[task]:
                 self._scopes[there] = common(self._scopes.get(there, scope), scope)
+
+    def _begin_scopes(self, task: int) -> None:
+        """The first scope: what has ended before counts in none, and so does what it leads to."""
+        self._scoped = True
+        for each, met in enumerate(self.met):
+            if met and not self._active[each] and each != task:
+                for edges in (self.graph.followers, self.graph.routes):
+                    for there in edges[each]:
+                        if self.expected[there]:
+                            self._scopes[there] = None
 
     def scope_of(self, task: int) -> Scope | None:
         """Return the scope in which the next run of a task counts: the innermost that is not over."""
