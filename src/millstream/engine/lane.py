@@ -486,7 +486,7 @@ class Lane:
                         result = self._iterate_async(item, result)
                     if type(result) is types.CoroutineType or isinstance(result, Coroutine):
                         # What a task does to context variables must not be seen by the next one.
-                        variables = variables_of(item)
+                        variables = copy_context() if item.extra is None else variables_of(item)
                         try:
                             awaited = variables.run(result.send, None)
                         except StopIteration as end:
