@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -135,6 +136,16 @@ def test_putting_back_after_priorities_came():
     assert taken(ready) == "ca"
 
 
+def test_several_that_are_put_back_come_in_the_opposite_order():
+    """What is put back last is taken first, with priorities as without."""
+    for runs in (["a", "b", "c"], ["a", "b", "c", "z:-1"]):
+        ready, _ = filled(*runs)
+        some = [ready.popleft() for _ in range(3)]
+        for run in some:
+            ready.appendleft(run)
+        assert taken(ready).startswith("cba")
+
+
 # ---- removing ----------------------------------------------------------------------------------------
 
 
@@ -149,6 +160,18 @@ def test_one_can_be_taken_out(runs, name):
     assert ready.remove(named[name]) is False
     assert len(ready) == 2
     assert taken(ready) == expected
+
+
+def test_the_order_survives_removals():
+    """However many are taken out of the middle, the highest priority that is left goes first."""
+    letters = "abcdefghijklmnopqrst"
+    runs = [f"{name}:{place * 7 % 11}" for place, name in enumerate(letters)]
+    for removed in itertools.combinations(letters[::3], 3):
+        ready, named = filled(*runs)
+        for name in removed:
+            assert ready.remove(named[name])
+        left = [named[name] for name in letters if name not in removed]
+        assert taken(ready) == "".join(run.name for run in sorted(left, key=lambda run: -run.priority))
 
 
 def test_a_worker_was_quicker():
@@ -185,7 +208,9 @@ class Listed:
 @checked
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["put", "put", "take", "back", "remove"]), st.integers(0, 40)), max_size=40
+        st.tuples(st.sampled_from(["put", "put", "put", "take", "back", "remove"]), st.integers(0, 40)),
+        min_size=20,
+        max_size=50,
     ),
     priorities=st.sampled_from([(0,), (0, 0, 1), (0, 1, -1), (3, 2, 1)]),
 )

@@ -158,6 +158,8 @@ class FlowRun(Waiting):
         self.ended_at: float | None = None
         self._wall = time.time() - self.began_at  # what turns the clock's time into that of the world
         self._wants = plan.teller.wanted()
+        self._told_start = False
+        self._started_by: Any = None  # the hook in whose thread it was started
         # Whether nobody wants to know of each attempt that begins, or ends well.
         self._ends_unseen = not trace and TaskStartEvent not in self._wants and TaskSuccessEvent not in self._wants
         self._loop = loop
@@ -292,6 +294,7 @@ class FlowRun(Waiting):
         with self.monitor:
             if self.stopping:
                 return  # it was cancelled before it began
+            self._told_start = True
             if RunStartEvent in self._wants:
                 self.tell(RunStartEvent(self.id, self.plan.flow, self.wall(self.began_at)))
             try:
@@ -1002,7 +1005,7 @@ class FlowRun(Waiting):
         self.blocked.detach(self)
         if self.stream_buffer is not None:
             later.extend((wake, ()) for wake in self.stream_buffer.close())
-        if RunEndEvent in self._wants:
+        if RunEndEvent in self._wants and self._told_start:  # else it was cancelled before it began
             lasted = self.ended_at - self.began_at
             self.tell(RunEndEvent(self.id, self.plan.flow, self.wall(), self._status, lasted, why))
         later.append((self._end_telling, ()))
@@ -1015,6 +1018,7 @@ class FlowRun(Waiting):
     def _end_telling(self) -> None:
         """Announce the end when the hooks have had their events, or have taken too long; no lock held."""
         teller = self.plan.teller
+        teller.log.write(END)  # what other threads are about to write belongs to the run
         if teller.listeners:
             timer = self.clock.call_at(self.clock.now() + END, self.announce)
 

@@ -53,6 +53,8 @@ class Log:
         adapter = isinstance(logger, logging.LoggerAdapter)
         self._logger: logging.Logger = logger.logger if adapter else logger
         self._facts: dict[str, Any] = dict(logger.extra or {}) if adapter else {}
+        self._events: deque[Any] = deque()  # appended under some run's monitor
+        self._writing = threading.Lock()  # held by the one thread that takes from it
 
     def hears(self, level: int) -> bool:
         """Whether anything of that level is wanted."""
@@ -74,8 +76,20 @@ class Log:
         except Exception:  # a handler's or a filter's own failure: there is nowhere else to tell of it
             pass
 
-    def event(self, event: Any) -> None:
-        """Tell of an event."""
+    def put(self, event: Any) -> None:
+        """Queue an event; ``write`` must be called after the run's lock was let go."""
+        self._events.append(event)
+
+    def write(self, wait: float = 0.0) -> None:
+        """Write what is queued, in its order: here, or by the thread that is at it. Waits ``wait`` seconds for that."""
+        while self._events and self._writing.acquire(timeout=wait):
+            try:
+                while self._events:
+                    self._write(self._events.popleft())
+            finally:
+                self._writing.release()
+
+    def _write(self, event: Any) -> None:
         level = LEVELS[type(event)]
         if self.hears(level):
             task, attempt = getattr(event, "id", None), getattr(event, "attempt", None)
@@ -199,7 +213,8 @@ class Teller:
                 listener.put(event)
                 later.append((listener.wake, ()))
         if kind in LEVELS:
-            later.append((self.log.event, (event,)))
+            self.log.put(event)
+            later.append((self.log.write, ()))
 
     def run_began(self) -> Listener | None:
         """A run begins; return the hook in whose thread it was started, which cannot be waited for."""
