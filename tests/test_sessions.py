@@ -2325,11 +2325,9 @@ def test_the_repr_of_a_session_that_waits(gate):
     """It shows what is waited for: keys and calls, beside each other."""
     with Flow(max_workers=2) as flow, flow.session("orders-7") as session:
         slow = session.submit(gate)
-        asking = [
-            session.submit(lambda: slow.result()),
-            session.submit(lambda ctx: ctx.get("key", external=True)),
-            session.submit(lambda: asking[1].result()),
-        ]
+        session.submit(lambda: slow.result())
+        asking = session.submit(lambda ctx: ctx.get("key", external=True))
+        session.submit(lambda: asking.result())
         until(lambda: repr(session).count("Gate") + repr(session).count("'key'") >= 2)
         assert repr(session).startswith("<FlowRun orders-7: running")
         session.context.set("key", 1)
