@@ -494,6 +494,25 @@ def test_a_skip_waits_until_nothing_can_choose_any_more():
     assert rows(run)["target"] == "SUCCESS"
 
 
+def test_a_report_of_a_running_flow_tells_what_may_still_come():
+    """While a router runs, what it may choose and what follows from that is PENDING."""
+    asked, answered = threading.Event(), threading.Event()
+
+    def check() -> str:
+        asked.set()
+        answered.wait(WATCHDOG)
+        return "approve"
+
+    with Flow("thread") as flow:
+        run = orders(flow, check).start("check", timeout=WATCHDOG)
+        assert asked.wait(WATCHDOG)
+        early = rows(run)
+        answered.set()
+        run.result()
+    assert early == {"check": "RUNNING", "approve": "PENDING", "reject": "PENDING", "notify": "PENDING"}
+    assert rows(run)["reject"] == "SKIPPED"
+
+
 def test_two_routers_that_choose_the_same_run_it_once(each):
     """A task that two routers choose runs once, after both."""
     calls: list[Any] = []
@@ -1096,6 +1115,26 @@ def test_a_map_of_many_items(each):
     assert each.run(context={"rows": range(2000)}, timeout=WATCHDOG) == {"work": list(range(1, 2001))}
 
 
+def test_hooks_hear_of_every_item():
+    """Items begin and end like other task runs, inside of the map."""
+    told: list[tuple[str, str]] = []
+
+    class Listen(Hook):
+        def on_task_start(self, event: Any) -> None:
+            told.append(("start", event.id))
+
+        def on_task_success(self, event: Any) -> None:
+            told.append(("end", event.id))
+
+    with Flow("inline", hooks=[Listen()]) as flow:
+        flow.add_task("work", lambda item: item, for_each="$ctx.rows")
+        flow.run(context={"rows": [1, 2]})
+    assert told == [
+        ("start", "work"), ("start", "work[0]"), ("end", "work[0]"),
+        ("start", "work[1]"), ("end", "work[1]"), ("end", "work"),
+    ]  # fmt: skip
+
+
 def test_generators_are_mapped(each):
     """An item may stream values; its return value is its output, and its chunks carry its id."""
 
@@ -1185,6 +1224,23 @@ def test_items_that_wait_are_cancelled_wherever_they_wait(bound):
         run.wait()
         assert called == [-1]
         assert flow.run(context={"rows": [4, 5, 6]}, timeout=WATCHDOG) == {"work": [4, 5, 6]}
+
+
+def test_items_that_fail_together_are_raised_together():
+    """Items that were running when the first one failed, and fail as well, come with it in a group."""
+    both = threading.Barrier(2)
+
+    def work(item: int) -> None:
+        both.wait(WATCHDOG)
+        raise Boom(item)
+
+    with Flow("thread", max_workers=2) as flow:
+        flow.add_task("work", work, for_each="$ctx.rows")
+        run = flow.start(context={"rows": [1, 2, 3]}, timeout=WATCHDOG)
+        with pytest.raises(ExceptionGroup) as caught:
+            run.result()
+    assert sorted(error.args for error in caught.value.exceptions) == [(1,), (2,)]
+    assert rows(run) == {"work": "FAILED"}
 
 
 def test_what_depends_on_a_map_that_failed_goes_by_its_policy():

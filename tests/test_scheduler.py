@@ -1187,6 +1187,23 @@ def test_a_join_does_not_wait_for_what_others_lead_to_as_well(order, earlier):
     assert story.finish("sum") == {"done": True}
 
 
+@pytest.mark.parametrize("wave", ["along its edges", "by name", "skipped"])
+def test_a_second_list_is_not_misled_by_a_first_one(wave):
+    """A join waits for what its sibling leads to, whatever became of that when an earlier list led to it."""
+    story = Story(edges={"s": [], "t": [], "b": [], "c": ["b"], "sum": []})
+    story.start("s", "t")
+    story.finish("s", *(["b", "c"] if wave == "by name" else ["b"]), join("sum"))
+    story.finish("b", none=wave == "skipped")
+    if wave != "skipped":
+        story.finish("c")
+    assert story.finish("sum") == {"ready": ["t"]}
+
+    story.finish("t", "b", join("sum"))
+    assert story.finish("b") == {"ready": ["c"], "pending": ["sum"]}
+    assert story.finish("c") == {"ready": ["sum"]}
+    assert story.finish("sum") == {"done": True}
+
+
 def test_a_join_fires_once_though_its_sibling_leads_on_later():
     """What a sibling has led to may start after the join, when something outside kept it waiting: the join is over."""
     story = Story(edges={"r": [], "a": [], "d": [], "f": ["d"], "j": []}, routes={"r": ["d"]})

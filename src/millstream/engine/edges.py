@@ -160,6 +160,8 @@ class Edges:
         if not self._active[task]:
             return decide
         self._active[task] = 0
+        if self._scoped:
+            self._scopes.pop(task, None)  # of a wave that is over
         needs, routers, expected, parked = self._open_needs, self._open_routers, self.expected, self._parked
         for there in self.graph.followers[task]:
             needs[there] -= 1
