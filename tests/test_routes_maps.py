@@ -597,6 +597,31 @@ def test_dependants_see_what_ended_before_its_generator_router_did(either):
     assert (rows(run)["early"], run.report().tasks["early"].runs) == ("SUCCESS", 1)
 
 
+def test_upstream_leaves_out_a_dependency_whose_newest_run_failed():
+    """A dependency that succeeded once and failed when it ran again is missing, as if it had never succeeded."""
+    turns: list[str] = []
+    seen: list[Any] = []
+
+    def flaky() -> str:
+        turns.append("again")
+        if len(turns) > 1:
+            raise Boom
+        return "fine"
+
+    with Flow("inline", on_error="continue") as flow:
+        flow.add_task("flaky", flaky)
+        flow.add_task("steady", lambda: "steady")
+        flow.add_task(
+            "join",
+            lambda flaky, upstream: seen.append((flaky, upstream)),
+            depends_on=["flaky", "steady"],
+            on_dep_failure="run-anyway",
+        )
+        flow.add_task("once_more", lambda: NextTask("flaky") if len(turns) < 2 else None, depends_on=["join"])
+        flow.run(timeout=WATCHDOG)
+    assert seen == [("fine", {"flaky": "fine", "steady": "steady"}), (None, {"steady": "steady"})]
+
+
 # ---- routers that fail -----------------------------------------------------------------------------------
 
 
