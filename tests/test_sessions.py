@@ -800,36 +800,6 @@ def test_async_calls_await_others(flow):
         assert flow.submit(fib, 8).result() == 21
 
 
-def test_a_coroutine_whose_children_wait_gives_its_place_back():
-    """gather, a TaskGroup and to_thread wait for handles on its behalf: it does not count for max_parallel then."""
-    flow = Flow(max_parallel=1)
-    results = []
-
-    async def gathers():
-        return await asyncio.gather(*[flow.submit(double_later, n) for n in range(3)])
-
-    async def groups():
-        async def ask(handle):
-            return await handle
-
-        async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(ask(flow.submit(double_later, n))) for n in range(3)]
-        return [each.result() for each in asked]
-
-    async def asks_in_thread():
-        return await asyncio.to_thread(flow.submit(double_later, 1).result)
-
-    def block():
-        with flow.session() as session:
-            results.extend(session.submit(fn).result() for fn in (gathers, groups, asks_in_thread))
-
-    try:
-        run_threads(block)
-    finally:
-        flow.close()
-    assert results == [[0, 2, 4], [0, 2, 4], 2]
-
-
 def test_a_coroutine_that_blocks_on_a_handle_is_refused():
     """result() would block the loop that the call may need: the error says to await."""
     with Flow() as flow:
