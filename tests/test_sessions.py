@@ -800,6 +800,42 @@ def test_async_calls_await_others(flow):
         assert flow.submit(fib, 8).result() == 21
 
 
+@pytest.mark.parametrize("limited", ["flow", "task"])
+def test_a_coroutine_whose_children_wait_gives_its_place_back(limited):
+    """gather and a TaskGroup wait for handles on its behalf: it does not count for max_parallel then."""
+    flow = Flow(max_parallel=1 if limited == "flow" else None)
+    results = []
+
+    async def gathers(n):
+        if n == 0:
+            return 1
+        return sum(await asyncio.gather(*[flow.submit(gathering, n - 1) for _ in range(2)]))
+
+    async def groups(n):
+        async def ask(handle):
+            return await handle
+
+        if n == 0:
+            return 1
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(ask(flow.submit(grouping, n - 1))) for _ in range(2)]
+        return sum(each.result() for each in asked)
+
+    most = 1 if limited == "task" else None
+    gathering = Task("gathering", gathers, max_parallel=most)
+    grouping = Task("grouping", groups, max_parallel=most)
+
+    def block():
+        with flow.session() as session:
+            results.extend(session.submit(each, 3).result() for each in (gathering, grouping))
+
+    try:
+        run_threads(block)
+    finally:
+        flow.close()
+    assert results == [8, 8]
+
+
 def test_a_coroutine_that_blocks_on_a_handle_is_refused():
     """result() would block the loop that the call may need: the error says to await."""
     with Flow() as flow:
