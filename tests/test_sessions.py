@@ -836,6 +836,31 @@ def test_a_coroutine_whose_children_wait_gives_its_place_back(limited):
     assert results == [8, 8]
 
 
+@on_several_workers
+def test_a_task_whose_helper_thread_waits_leaves_room(executor):
+    """to_thread waits for a handle, or for a key, on a task's behalf: others run although max_parallel is 1."""
+    results = []
+    with Flow(executor, max_parallel=1) as flow:
+
+        async def asks():
+            return await asyncio.to_thread(flow.submit(double, 4).result)
+
+        @flow.task
+        async def reads(context: Context):
+            return await asyncio.to_thread(context.get, "made")
+
+        @flow.task
+        def made():
+            return 5
+
+        def block():
+            results.append(flow.submit(asks).result())
+            results.append(flow.run(["reads", "made"])["reads"])
+
+        run_threads(block)
+    assert results == [8, 5]
+
+
 def test_a_coroutine_that_blocks_on_a_handle_is_refused():
     """result() would block the loop that the call may need: the error says to await."""
     with Flow() as flow:

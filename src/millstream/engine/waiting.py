@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import MISSING
-from millstream.engine.waits import Blocked, Idle, blocks_loop, call_in
+from millstream.engine.waits import Blocked, Idle, blocks_loop, call_in, leaves_room
 from millstream.errors import BlockingGetError, DeadlockError
 from millstream.executors.base import Worker, Workers, here
 from millstream.task import current_run
@@ -127,14 +127,14 @@ class Waiting:
         item: Any = current_run.get()
         if item is not None and item.handle is not None and blocks_loop():
             raise BlockingGetError(handle.id, of_call=True)
-        worker = here.worker
-        if item is not None and worker is not None and worker.item is item and item.run.blocked is self.blocked:
+        own = here.worker is not None and here.worker.item is item
+        if item is not None and own and item.run.blocked is self.blocked:
             try:
                 self.blocked.wait(handle, MISSING, timeout, False)
             except TimeoutError:
                 pass
             return
-        with self._owner_waits():
+        with self._owner_waits(), leaves_room(None if own else item):
             if timeout is None:
                 self.drive(handle.done, self.idle_waiters, own=True)
             elif self._driven:  # work in this thread cannot be interrupted, but no further one is begun

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import MISSING, Context
@@ -87,8 +88,9 @@ class Blocked:
         if worker is not None:
             worker.give_back()
         try:
-            if not signal.acquire(timeout=-1 if timeout is None else timeout):
-                self._time_out(waiter, timeout)
+            with leaves_room(item if worker is None else None):
+                if not signal.acquire(timeout=-1 if timeout is None else timeout):
+                    self._time_out(waiter, timeout)
         except BaseException:  # Ctrl-C
             self._withdraw(waiter)
             raise
@@ -111,22 +113,16 @@ class Blocked:
             worker = None  # a child of the task's coroutine waits: the task itself goes on
         if not self._enter(waiter, worker):
             return self._outcome(waiter, default)
-        child = worker is None and waiter.item is not None
-        if child:  # it may be all that the task waits for (``asyncio.gather``)
-            with waiter.item.run.monitor:
-                waiter.item.run.wait_in(waiter.item)
         try:
-            async with asyncio.timeout(timeout):
-                await future
+            with leaves_room(waiter.item if worker is None else None):
+                async with asyncio.timeout(timeout):
+                    await future
         except TimeoutError:
             self._time_out(waiter, timeout)
         except asyncio.CancelledError:
             self._withdraw(waiter)
             raise
         finally:
-            if child:
-                with waiter.item.run.monitor:
-                    waiter.item.run.go_on_in(waiter.item)
             if worker is not None:
                 self._resume(waiter, worker)
         return self._outcome(waiter, default)
@@ -298,6 +294,25 @@ class _GetTimeoutError(FlowError):
 
     def __str__(self) -> str:
         return f"Key {self.key} was not set within {self.seconds:g} s."
+
+
+@contextmanager
+def leaves_room(item: Any) -> Generator[None, None, None]:
+    """A thread or coroutine that a task made waits: that may be all that the task itself waits for.
+
+    ``asyncio.gather`` and ``asyncio.to_thread`` are such cases, and we cannot see what the task does.
+    So it leaves room for others, as if it waited itself. None: nobody's wait, or the task's own.
+    """
+    if item is None:
+        yield
+        return
+    with item.run.monitor:
+        item.run.wait_in(item)
+    try:
+        yield
+    finally:
+        with item.run.monitor:
+            item.run.go_on_in(item)
 
 
 def refuse_to_block_loop(key: str) -> None:
