@@ -70,12 +70,13 @@ class RunRecord:
 
     def __init__(self, run: FlowRun, rows: dict[str, Row], error: BaseException | None) -> None:
         self.id, self.flow, self.metadata = run.id, run.plan.flow, dict(run.context.metadata)
-        self.began, self.ended, self.status = run.began_at, run.ended_at, run.status
+        seen = run.observer
+        self.began, self.ended, self.status = seen.began_at, seen.ended_at, run.status
         self.rows = rows
-        self.trace = None if run.trace is None else tuple(run.trace)
+        self.trace = None if seen.trace is None else tuple(seen.trace)
         same = (row.failure for row in rows.values() if row.failure is not None and row.failure.error is error)
         self.failure = None if error is None else next(same, None) or Failure(error)
-        self._wall = run.wall(0.0)
+        self._wall = seen.wall(0.0)
         self._known = run.plan.known()
 
     def let_go(self) -> None:

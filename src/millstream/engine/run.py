@@ -2,9 +2,10 @@
 
 Everything that changes the state of a run is a *step* done under the monitor of its context: a
 worker reports an outcome, a timer fires, somebody cancels. A step asks the scheduler, stores what a
-task gave, tells of what happened, and puts off to after the lock whatever might block or run a user's
-code. The loops that workers run are in ``lane``, waiting is in ``waiting``. May import: everything in
-engine, executors.base, task, binding, context, events, report, policies, values, errors; never the flow.
+task gave, shows the observer what happened, and puts off to after the lock whatever might block or
+run a user's code. The loops that workers run are in ``lane``, waiting is in ``waiting``. May import:
+everything in engine but session, executors.base, task, context, graph, events, report, values, errors;
+never the flow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import logging
 import os.path
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -22,11 +22,12 @@ from millstream.context import Context
 from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
 from millstream.engine.limits import Limits
+from millstream.engine.observe import Observer
 from millstream.engine.record import Failure, RunRecord, record_of
 from millstream.engine.scheduler import Scheduler
 from millstream.engine.states import Call, Coalesced, Place, RunTerms, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
-from millstream.engine.tell import END, Teller
+from millstream.engine.tell import Teller
 from millstream.engine.waiting import GRACE, Waiting, waits_somewhere
 from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
@@ -42,21 +43,10 @@ from millstream.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
-from millstream.events import (
-    Event,
-    RunEndEvent,
-    RunStartEvent,
-    TaskCoalescedEvent,
-    TaskFailureEvent,
-    TaskRetryEvent,
-    TaskSkipEvent,
-    TaskStartEvent,
-    TaskSuccessEvent,
-    shown,
-)
+from millstream.events import shown
 from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
-from millstream.report import RunReport, TaskTrace
+from millstream.report import RunReport
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
 
@@ -151,17 +141,9 @@ class FlowRun(Waiting):
         self.owner: threading.Thread | None = None  #: whose work that is
         self.failures = 0  #: task runs that failed and did not end the run
         self._first: BaseException | None = None  # what the first of them raised
-        self.trace: list[TaskTrace] | None = [] if trace else None
         self.met: list[RunTask] = []  #: every task that it has heard of
         self.record: RunRecord | None = None  #: what became of it, after the end
-        self.began_at = self.clock.now()
-        self.ended_at: float | None = None
-        self._wall = time.time() - self.began_at  # what turns the clock's time into that of the world
-        self._wants = plan.teller.wanted()
-        self._told_start = False
-        self._started_by: Any = None  # the hook in whose thread it was started
-        # Whether nobody wants to know of each attempt that begins, or ends well.
-        self._ends_unseen = not trace and TaskStartEvent not in self._wants and TaskSuccessEvent not in self._wants
+        self.observer = Observer(id, plan.flow, plan.teller, self.clock, self.monitor, trace)
         self._loop = loop
         self._lanes: dict[tuple[int, bool], Lane] = {}
         self._results: dict[str, Any] | None = {} if keep_results else None
@@ -290,13 +272,11 @@ class FlowRun(Waiting):
         Raises:
             FlowError: they cannot be scheduled; the run has ended then.
         """
-        self._started_by = self.plan.teller.run_began()
+        self.observer.expect()
         with self.monitor:
             if self.stopping:
                 return  # it was cancelled before it began
-            self._told_start = True
-            if RunStartEvent in self._wants:
-                self.tell(RunStartEvent(self.id, self.plan.flow, self.wall(self.began_at)))
+            self.observer.run_began()
             try:
                 self.scheduler.start(requests)
             except BaseException as error:
@@ -348,7 +328,7 @@ class FlowRun(Waiting):
         task.output = output
         task.ended = self.clock.now()
         if task.watched:
-            self._watch_success(item, output)
+            self._attempt_succeeded(item, output)
         if feed is not None:
             feed.scope = scheduler.open_list(item)
             scheduler.finished(item, output, (), False)
@@ -375,7 +355,7 @@ class FlowRun(Waiting):
     def _settle_part(self, item: Item, output: Any, requests: Any, joins: bool, feed: Feed | None) -> None:
         """An item of a map gave its output; the last one finishes the map."""
         parent = item.extra.parent
-        self._watch_success(item, output)
+        self._attempt_succeeded(item, output)
         if feed is not None:
             feed.scope = self.scheduler.open_list(item)
         self.scheduler.finished(item, output, requests, joins)
@@ -508,12 +488,10 @@ class FlowRun(Waiting):
         if type(item.extra) is Place and item.extra.parent.status is not RUNNING:
             return False  # its map has failed
         delay = retry.delay(item.attempt)
-        self._watch_failure(item, error, delay, status)
+        self._attempt_failed(item, error, delay, status)
         again: Any = self.scheduler.retry(item, status)
         self._close_list(item)
-        if TaskRetryEvent in self._wants:
-            facts = (item.task.name, item.id, again.attempt)
-            self.tell(TaskRetryEvent(self.id, self.plan.flow, self.wall(), *facts, delay, error))
+        self.observer.retried(again, delay, error)
         due = self.clock.now() + delay
         if status is ABANDONED:
             self._late[item] = (again, due)  # attempts never overlap: its code still goes on
@@ -544,7 +522,7 @@ class FlowRun(Waiting):
 
     def _fail(self, item: Item, error: BaseException, status: Status) -> None:
         """A task run has failed for good, or was cancelled or given up; and the map that it is an item of."""
-        self._watch_failure(item, error, None, status)
+        self._attempt_failed(item, error, None, status)
         mapped: Any = item.extra.parent if type(item.extra) is Place else None
         parent = None if mapped is None else self._unmap(mapped)
         if status is not CANCELLED:
@@ -564,12 +542,7 @@ class FlowRun(Waiting):
         """An item of a map failed, so the map does: those that have not begun never do. None: it had failed before."""
         if item.status is not RUNNING:
             return None
-        users = []
-        for part in self.scheduler.unmap(item):
-            if self.scheduler.cancel(part) and part.task.terms.uses:
-                users.append(part)
-        if users:
-            self.monitor.later.append((self.plan.limits.give_back, (users,)))
+        self._give_back([part for part in self.scheduler.unmap(item) if self.scheduler.cancel(part)])
         return item
 
     def _note_failure(self, task: RunTask, error: BaseException) -> None:
@@ -617,7 +590,13 @@ class FlowRun(Waiting):
         if self.scheduler.granted(item):
             self._after()
         else:
-            self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
+            self._give_back([item])
+
+    def _give_back(self, items: Iterable[TaskRun]) -> None:
+        """Attempts are over, or will never be: the limits that they have, or wait for, are for others."""
+        users = [item for item in items if item.task.terms.uses]
+        if users:
+            self.monitor.later.append((self.plan.limits.give_back, (users,)))
 
     def _settled_early(self, entry: Settled) -> None:
         """A task run, or a task that was expected, ended without a worker."""
@@ -626,11 +605,9 @@ class FlowRun(Waiting):
         run_id = task.name if run is None else run.id
         task.ended = self.clock.now()
         if entry.status is SKIPPED:
-            if TaskSkipEvent in self._wants:
-                self.tell(TaskSkipEvent(self.id, self.plan.flow, self.wall(), task.name, run_id, entry.reason))
-        elif entry.error is not None and TaskFailureEvent in self._wants:
-            facts = (task.name, run_id, 0, 0.0, entry.error, False, None)
-            self.tell(TaskFailureEvent(self.id, self.plan.flow, self.wall(), *facts))
+            self.observer.skipped(task.name, run_id, entry.reason)
+        elif entry.error is not None:
+            self.observer.never_began(task.name, run_id, entry.error)
         if isinstance(entry.error, DependencyFailedError):
             entry.error.__cause__ = self._cause_of(entry.error, run)
         if entry.error is not None:
@@ -702,7 +679,7 @@ class FlowRun(Waiting):
                 self.blocked.give_up(item)
             else:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((close_unawaited, (item.handle,)))
-            self._watch_failure(item, TaskCancelledError(item.id), None, CANCELLED)
+            self._attempt_failed(item, TaskCancelledError(item.id), None, CANCELLED)
             self.scheduler.failed(item, CANCELLED)
             self._close_list(item)
         elif self.scheduler.cancel(item):
@@ -710,14 +687,13 @@ class FlowRun(Waiting):
             if delay is not None:
                 delay.cancel()
                 later.append((self.clock.tidy, ()))
-            if item.task.terms.uses:
-                later.append((self.plan.limits.give_back, ((item,),)))
+            self._give_back([item])
         # Else a worker has just taken it, and finds that it has no handle any more.
         call.fail(self, TaskCancelledError(item.id), cancelled=True)
         call.forget()
         self._after()
 
-    # ---- watching -------------------------------------------------------------------------------
+    # ---- attempts that begin and end ------------------------------------------------------------
 
     def began(self, item: Item) -> None:
         """An attempt of a task that is watched begins. Called by its worker, no lock held."""
@@ -726,71 +702,35 @@ class FlowRun(Waiting):
         if task.began is None:
             task.began = now
         task.attempt = item.attempt
-        if self._ends_unseen and task.terms.unseen and item.extra is None:
+        if self.observer.ends_unseen and task.terms.unseen and item.extra is None:
             task.watched = False  # the first one was all that there was to know
             return
-        if TaskStartEvent in self._wants:  # first: nothing that comes of it may be told before
-            event = TaskStartEvent(self.id, self.plan.flow, self.wall(now), task.name, item.id, item.attempt)
-            self.monitor.post(self.tell, event)
+        self.observer.attempt_began(item, now)  # first: nothing that comes of it may be told before
         if task.timeout is not None:
             item.limit = now + task.timeout
             item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
         if task.terms.uses:
             self.plan.limits.began(item, now)
-        if self.trace is not None:
-            item.where = where(item)
 
-    def _watch_success(self, item: Item, output: Any) -> None:
+    def _attempt_succeeded(self, item: Item, output: Any) -> None:
         """An attempt of a task that is watched succeeded."""
-        task = item.task
-        if task.terms.uses:
-            self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
+        self._give_back([item])
         if isinstance(item.extra, Call):
             item.extra.succeed(self, output)
             item.variables = None  # they have the task run as the current one: no circle
-        if self.trace is not None:
-            self._trace_attempt(item, SUCCESS)
-        if TaskSuccessEvent in self._wants:
-            facts = (task.name, item.id, item.attempt, self._lasted(item), output)
-            self.tell(TaskSuccessEvent(self.id, self.plan.flow, self.wall(), *facts))
+        self.observer.attempt_succeeded(item, output)
 
-    def _watch_failure(self, item: Item, error: BaseException, delay: float | None, status: Status) -> None:
+    def _attempt_failed(self, item: Item, error: BaseException, delay: float | None, status: Status) -> None:
         """An attempt failed, or was cancelled or given up while it ran."""
         task = item.task
         if delay is None:
             task.ended = self.clock.now()
         if isinstance(item.extra, Call):
             item.variables = None  # as above
-        if task.terms.uses:
-            self.monitor.later.append((self.plan.limits.give_back, ((item,),)))
-        if self.trace is not None:
-            self._trace_attempt(item, status)
-        if TaskFailureEvent in self._wants and status is not CANCELLED and not self._is_end(error):
-            facts = (task.name, item.id, item.attempt, self._lasted(item), error, delay is not None, delay)
-            self.tell(TaskFailureEvent(self.id, self.plan.flow, self.wall(), *facts))
-
-    def _is_end(self, error: BaseException) -> bool:
-        """Whether an attempt was given up since its run ends: that is no failure of its own."""
-        return self.stopping and isinstance(error, TaskCancelledError)
-
-    def _trace_attempt(self, item: Item, status: Status) -> None:
-        assert self.trace is not None, "only a run with a trace keeps attempts"
-        now = self.clock.now()
-        began = self.wall(getattr(item, "since", now))
-        facts = (item.task.name, item.id, item.attempt, status, began, self.wall(now))
-        self.trace.append(TaskTrace(*facts, getattr(item, "where", "")))
-
-    def _lasted(self, item: Item) -> float:
-        now = self.clock.now()
-        return now - getattr(item, "since", now)
-
-    def wall(self, at: float | None = None) -> float:
-        """Return the time of the world for an instant of the clock, by default for now."""
-        return self._wall + (self.clock.now() if at is None else at)
-
-    def tell(self, event: Event) -> None:
-        """Something happened that somebody wants to know of."""
-        self.plan.teller.tell(event, self.monitor.later)
+        self._give_back([item])
+        # What was given up since the run ends is no failure of its own.
+        at_end = self.stopping and isinstance(error, TaskCancelledError)
+        self.observer.attempt_failed(item, error, delay, status, silent=at_end)
 
     # ---- workers that wait, and workers that are missing ----------------------------------------
 
@@ -906,18 +846,15 @@ class FlowRun(Waiting):
         self.stopping = True
         self._status_at_end = status
         later = self.monitor.later
-        users = []
-        for item in self.scheduler.stop():
+        stopped: list[Any] = self.scheduler.stop()
+        for item in stopped:
             self._close_list(item)
-            if item.task.terms.uses:
-                users.append(item)
             if isinstance(item.extra, Call):
                 item.extra.fail(self, TaskCancelledError(item.id), cancelled=True)
                 item.extra.forget()
             if item.handle is not None:  # a coroutine that no loop has got to yet, or a generator at rest
                 later.append((close_unawaited, (item.handle,)))
-        if users:
-            later.append((self.plan.limits.give_back, (users,)))
+        self._give_back(stopped)
         self._late.clear()
         for delay in self._delays.values():
             delay.cancel()
@@ -953,7 +890,7 @@ class FlowRun(Waiting):
             for worker in list(lane.crew):
                 item: Any = worker.item
                 if item is not None and item.status is RUNNING:
-                    self._watch_failure(item, TaskCancelledError(item.id), None, ABANDONED)
+                    self._attempt_failed(item, TaskCancelledError(item.id), None, ABANDONED)
                     self.scheduler.failed(item, ABANDONED)
                     self._close_list(item)
                     if isinstance(item.extra, Call):
@@ -992,7 +929,6 @@ class FlowRun(Waiting):
         self._first = None
         self._status = self._status_at_end if self.stopping else FAILED if self.failures else SUCCESS
         self.finished = True
-        self.ended_at = self.clock.now()
         if self._error is not None:
             self._results = None
         self._wake_idle(self.idle_readers)
@@ -1005,31 +941,13 @@ class FlowRun(Waiting):
         self.blocked.detach(self)
         if self.stream_buffer is not None:
             later.extend((wake, ()) for wake in self.stream_buffer.close())
-        if RunEndEvent in self._wants and self._told_start:  # else it was cancelled before it began
-            lasted = self.ended_at - self.began_at
-            self.tell(RunEndEvent(self.id, self.plan.flow, self.wall(), self._status, lasted, why))
-        later.append((self._end_telling, ()))
+        self.observer.run_ended(self._status, why)
+        later.append((self.observer.deliver, (self.announce,)))
         self._lanes, self._newest_lane = {}, None
         self.scheduler.forget()
         self.record = record_of(self, why)
         later.append((self.record.let_go, ()))
         self.met, self._called = [], {}
-
-    def _end_telling(self) -> None:
-        """Announce the end when the hooks have had their events, or have taken too long; no lock held."""
-        teller = self.plan.teller
-        teller.log.write(END)  # what other threads are about to write belongs to the run
-        if teller.listeners:
-            timer = self.clock.call_at(self.clock.now() + END, self.announce)
-
-            def told() -> None:
-                timer.cancel()
-                self.clock.tidy()
-                self.announce()
-
-            teller.run_ended(told, self._started_by)
-        if not teller.listeners or self.clock.closed:
-            self.announce()
 
     def announce(self) -> None:
         """Tell everybody who waits for the end; no lock held."""
@@ -1162,8 +1080,7 @@ class FlowRun(Waiting):
         """Comparing inputs is a user's code: no lock held."""
         kept, dropped, name = entry.kept, entry.dropped, entry.task.name
         if kept is not dropped and not surely_equal(kept, dropped):
-            event = TaskCoalescedEvent(self.id, self.plan.flow, self.wall(), name, name, kept or {}, dropped or {})
-            self.monitor.post(self.tell, event)
+            self.monitor.post(self.observer.coalesced, name, kept or {}, dropped or {})
 
     def _explain(self, item: Item, error: BaseException) -> None:
         """Note on a failure where it comes from."""
@@ -1228,13 +1145,6 @@ def choice_of(task: str, output: Any, routes: tuple[str, ...]) -> dict[str, Any]
         if name not in routes:
             raise RouteError(task, name if isinstance(name, str) else shown(name), routes)
     return chosen
-
-
-def where(item: Item) -> str:
-    """Return the name of the thread, and of the coroutine's place on its loop, that calls a task run."""
-    thread = threading.current_thread().name
-    pump = getattr(item.handle, "number", None)
-    return thread if pump is None else f"{thread} {pump}"
 
 
 #: What would not arrive as an error: it ends loops instead.
