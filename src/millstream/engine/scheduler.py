@@ -458,13 +458,13 @@ class Scheduler:
         self.under_way += 1
         run.extra = None
         each = run.task.each
-        waiting = [
-            *(entry[2] for entry in (each.held if each.gated else ())),
+        waiting = [  # in the order in which each is taken out in a short step
+            *(entry[2] for entry in sorted(each.held if each.gated else ())),
             *self.limited,
             *self.delayed,
             *each.queue,
         ]
-        waiting += [entry[2] for entry in self.held]
+        waiting += [entry[2] for entry in sorted(self.held)]
         return [part for part in waiting if type(part.extra) is Place and part.extra.parent is run]
 
     # ---- inside: making task runs ---------------------------------------------------------------
@@ -999,8 +999,11 @@ def take_held(held: Held, run: TaskRun) -> bool:
     """Take a run out of a gate that holds it back."""
     for place, entry in enumerate(held):
         if entry[2] is run:
-            del held[place]
-            held.sort()  # a sorted list is a heap
+            if place == 0:
+                heappop(held)
+            else:
+                del held[place]
+                held.sort()  # a sorted list is a heap
             return True
     return False
 
