@@ -74,11 +74,14 @@ class OwnLoop:
                 raise FlowClosedError("The asyncio executor")
             if self._loop is None:
                 # A loop keeps the context variables that it was made with.
-                self._loop = Variables().run(asyncio.new_event_loop)
-                self._thread = threading.Thread(
-                    target=_run_loop, args=(self._loop,), name="millstream-loop", daemon=True
-                )
-                self._thread.start()
+                loop = Variables().run(asyncio.new_event_loop)
+                thread = threading.Thread(target=_run_loop, args=(loop,), name="millstream-loop", daemon=True)
+                try:
+                    thread.start()
+                except BaseException:  # Ctrl-C: nobody will know of it
+                    loop.call_soon_threadsafe(loop.stop)
+                    raise
+                self._loop, self._thread = loop, thread
             return self._loop
 
     def is_loop(self, loop: object) -> bool:
