@@ -16,6 +16,8 @@ May import: graph.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -106,9 +108,8 @@ class Edges:
         """A run of a task failed, or was skipped since something before it failed."""
         self.ran[task] = 0
         self._bad[task] = 1
-        for edges in (self.graph.followers, self.graph.routes):
-            for there in edges[task]:
-                self.failed.setdefault(there, {})[task] = None
+        for there in self._leads_to(task):
+            self.failed.setdefault(there, {})[task] = None
 
     def failing(self, task: int) -> list[int]:
         """Return those dependencies and routers of a task that have failed in their newest wave."""
@@ -123,19 +124,21 @@ class Edges:
             if scope is None:
                 return
             self._begin_scopes(task)
-        for edges in (self.graph.followers, self.graph.routes):
-            for there in edges[task]:
-                self._scopes[there] = common(self._scopes.get(there, scope), scope)
+        for there in self._leads_to(task):
+            self._scopes[there] = common(self._scopes.get(there, scope), scope)
 
     def _begin_scopes(self, task: int) -> None:
         """The first scope: what has ended before counts in none, and so does what it leads to."""
         self._scoped = True
         for each, met in enumerate(self.met):
             if met and not self._active[each] and each != task:
-                for edges in (self.graph.followers, self.graph.routes):
-                    for there in edges[each]:
-                        if self.expected[there]:
-                            self._scopes[there] = None
+                for there in self._leads_to(each):
+                    if self.expected[there]:
+                        self._scopes[there] = None
+
+    def _leads_to(self, task: int) -> Iterable[int]:
+        """Return what follows a task, and what it may choose."""
+        return chain(self.graph.followers[task], self.graph.routes[task])
 
     def scope_of(self, task: int) -> Scope | None:
         """Return the scope in which the next run of a task counts: the innermost that is not over."""
