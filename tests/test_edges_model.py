@@ -129,7 +129,7 @@ class Bench:
         number = self.graph.number.get(name)
         if number is None:
             return None
-        node = number if self.graph.has_edges(number) else None
+        node = self.graph.node(name)
         return TaskState(name, self.queues[number % 2], Terms(**self.shape.options[name]), node)
 
     def before(self, name: str, *, routers: bool = True) -> list[str]:

@@ -59,7 +59,7 @@ def test_a_graph_has_its_edges_in_both_directions():
 
     assert made.names == list("abcde")
     assert made.number == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
-    assert made.needs == [[], [], [1, 0], [2], []]
+    assert [*map(list, made.needs)] == [[], [], [1, 0], [2], []]
     assert made.followers == [[2], [2], [3], [], []]
     assert made.routes == [[], [], [], [0, 4], []]
     assert made.routers == [[3], [], [], [], [3]]
@@ -77,7 +77,7 @@ def test_tasks_without_edges():
     """A task that no edge touches has none, and a graph of such tasks has no edges at all."""
     made = graph({"a": "", "b": "a", "c": "", "d": "", "e": ""}, d="e")
 
-    assert [task for task in range(5) if not made.has_edges(task)] == [2]
+    assert [name for name in "abcde" if made.node(name) is None] == ["c"]
     assert made.any_edges
     assert not graph({"a": "", "b": ""}).any_edges
     assert graph({"a": "", "b": ""}, a="b").any_edges
@@ -91,7 +91,7 @@ def test_everything_before_and_after():
     assert named(made, made.after([1])) == "bcde"
     assert named(made, made.before([4])) == "abcde"
     assert named(made, made.before([1, 5])) == "abx"
-    assert made.after([]) == set()
+    assert made.after([]) == []
 
 
 def test_a_part_keeps_the_edges_inside_and_the_numbers():

@@ -25,13 +25,21 @@ class Run:
     priority: int = 0
 
 
+def put(queue, run):
+    """Append a task run, as the scheduler does."""
+    if run.priority and isinstance(queue, Ready):
+        queue.rank(run)
+    else:
+        queue.put(run)
+
+
 def filled(*runs):
     """Return a queue with runs, given as ``name`` or ``name:priority``, and the runs by name."""
     ready, named = Ready(), {}
     for run in runs:
         name, _, priority = run.partition(":")
         named[name] = Run(name, int(priority or 0))
-        ready.put(named[name])
+        put(ready, named[name])
     return ready, named
 
 
@@ -87,12 +95,12 @@ def test_the_highest_priority_goes_first(runs, order):
 def test_what_stood_there_keeps_its_order_when_priorities_come():
     """The first priority changes the queue for good, and nothing of what waits is lost or turned round."""
     ready, _ = filled("a", "b", "c")
-    ready.put(Run("x", -1))
-    ready.put(Run("d"))
+    put(ready, Run("x", -1))
+    put(ready, Run("d"))
 
     assert taken(ready) == "abcdx"
-    ready.put(Run("e"))
-    ready.put(Run("y", 1))
+    put(ready, Run("e"))
+    put(ready, Run("y", 1))
     assert taken(ready) == "ye"
 
 
@@ -103,7 +111,7 @@ def test_nothing_is_ready():
         ready.popleft()
     assert ready.take() is None
 
-    ready.put(Run("a", 1))
+    put(ready, Run("a", 1))
     assert ready.popleft().name == "a"
     with pytest.raises(IndexError):
         ready.popleft()
@@ -121,7 +129,7 @@ def test_what_is_put_back_is_the_next_one_of_its_priority(runs):
     ready.appendleft(first)
     assert ready.popleft() is first
     ready.appendleft(first)
-    ready.put(Run("h", 9))
+    put(ready, Run("h", 9))
     assert ready.popleft().name == "h"
     assert taken(ready).startswith("ab")
 
@@ -220,8 +228,8 @@ def test_any_steps_in_any_order(steps, priorities):
     for step, number in steps:
         if step == "put":
             run = Run(str(number), priorities[number % len(priorities)])
-            ready.put(run)
-            listed.put(run)
+            put(ready, run)
+            put(listed, run)
         elif step == "take" and listed.runs:
             gone.append(listed.popleft())
             assert ready.popleft() is gone[-1]
@@ -262,8 +270,9 @@ class Interrupted(deque):
 def interrupted(*names):
     ready = Ready()
     ready.plain = Interrupted()
+    ready.put = ready.plain.append
     for name in names:
-        ready.put(Run(name))
+        put(ready, Run(name))
     return ready
 
 
@@ -271,7 +280,7 @@ def interrupted(*names):
 def test_priorities_come_just_before_a_worker_takes(take):
     """A worker that finds the plain queue emptied under its hands finds everything where it looks next."""
     ready = interrupted("a", "b")
-    ready.plain.before = lambda: ready.put(Run("x", 1))
+    ready.plain.before = lambda: put(ready, Run("x", 1))
 
     with pytest.raises(IndexError):
         ready.plain.popleft() if take == "plain" else ready.popleft()
@@ -286,7 +295,7 @@ def test_a_worker_takes_while_priorities_come():
     # The change takes "a" out; a worker takes "b" then; the change goes on with "c".
     ready.plain.after = lambda: got.append(ready.plain.popleft().name)
 
-    ready.put(Run("x", 1))
+    put(ready, Run("x", 1))
     assert got == ["b"]
     assert taken(ready) == "xacd"
 
@@ -318,7 +327,7 @@ def test_workers_take_while_priorities_come(first):
     runs = [Run(str(number), 0 if number < first else number % 3) for number in range(1000)]
     try:
         for run in runs:
-            ready.put(run)
+            put(ready, run)
     finally:
         ended.set()
         for worker in workers:
@@ -334,7 +343,7 @@ def test_either_a_worker_takes_it_or_it_is_taken_out():
     ready, got, start = Ready(), [], threading.Barrier(2, timeout=WATCHDOG)
     runs = [Run(str(number), number % 2) for number in range(500)]
     for run in runs:
-        ready.put(run)
+        put(ready, run)
 
     def work():
         start.wait()

@@ -40,8 +40,8 @@ class Story:
         if name == "nope":
             return None
         node = None if self.graph is None else self.graph.number.get(name)
-        terms = Terms(**{"collects": name == "sum"} | self.tasks.get(name, {}))
-        return TaskState(name, self.queue, terms, node, ("number",) if name == "picky" else ())
+        facts = {"collects": name == "sum", "required": ("number",) if name == "picky" else ()}
+        return TaskState(name, self.queue, Terms(**facts | self.tasks.get(name, {})), node)
 
     def start(self, *names):
         self.scheduler.start(listed(names))
@@ -199,7 +199,8 @@ def everything(value, names=None):
         found = {key: everything(each, names) for key, each in value.items()}
         return {key: each for key, each in found.items() if each != "never scheduled"}
     if isinstance(value, list | tuple | deque | bytearray):
-        return [everything(each, names) for each in value]
+        found = [everything(each, names) for each in value]
+        return [None if each == "never scheduled" else each for each in found]
     if isinstance(value, set | frozenset):
         return [everything(each, names) for each in sorted(value, key=lambda run: run.id)]
     return value

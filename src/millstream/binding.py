@@ -55,6 +55,7 @@ class Binding:
     Attributes:
         collects: whether, as a join, it reads the outputs of its siblings.
         takes_context: whether it is given the context at all.
+        takes_nothing: whether it is given nothing else.
         is_async: whether it is a coroutine function or an asynchronous generator.
         inferable: required parameters that are dependencies if they bear the name of a task.
         context_at: for submitted calls, the position (None: keyword-only) and the name of the
@@ -63,7 +64,7 @@ class Binding:
 
     __slots__ = (
         "_compiled", "_demands", "_inputs", "_kinds", "_parameters", "collects", "context_at", "fn", "inferable",
-        "is_async", "takes_context",
+        "is_async", "takes_context", "takes_nothing",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -83,6 +84,7 @@ class Binding:
         )
         self._compiled: Invoke | None = None  # as it is called without dependencies
         self._inputs = frozenset(name for name, kind in kinds.items() if "input" in kind)
+        self.takes_nothing = not (self._inputs or self.collects)
         self._demands = any(p.default is EMPTY and kinds[p.name] in ("input", "payload") for p in parameters)
 
     def is_plain(self, needs: Sequence[str]) -> bool:

@@ -24,7 +24,8 @@ from millstream.context import Context
 from millstream.engine.clock import Clock
 from millstream.engine.limits import Limits
 from millstream.engine.run import FlowRun, OnError
-from millstream.engine.session import CallShape, Session, TaskHandle, submit_call
+from millstream.engine.session import CallShape, Session, TaskHandle, call_invoke, submit_call
+from millstream.engine.states import RunTerms
 from millstream.engine.stream import AsyncChunks, Chunks, Stream
 from millstream.engine.tell import Teller
 from millstream.errors import (
@@ -41,7 +42,7 @@ from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor, Workers, blocked_loops
 from millstream.executors.owned import AnyExecutor, Executors
 from millstream.policies import Rate, check_limits
-from millstream.registry import Planned, Registry, planned_calls
+from millstream.registry import Registry, terms_of_calls
 from millstream.task import (
     CONSTANT,
     Task,
@@ -244,8 +245,8 @@ class Flow:
         self._runs: set[FlowRun] = set()
         self._newest: weakref.ref[FlowRun] | None = None  # the run that was started last
         self._record: RunRecord | None = None  # what became of it, once it has ended
-        self._callables: weakref.WeakKeyDictionary[Any, tuple[Planned, CallShape]] = weakref.WeakKeyDictionary()
-        self._called: dict[Any, Planned] = {}  # how calls of one name and the same options are called
+        self._callables: weakref.WeakKeyDictionary[Any, tuple[RunTerms, CallShape]] = weakref.WeakKeyDictionary()
+        self._called: dict[Any, RunTerms] = {}  # how calls of one name and the same options are called
         self._session: Session | None = None  # the one that a ``with`` block has opened
         self._entered: list[Token[Any]] = []
         self._context: Context[Any] | None = context
@@ -332,7 +333,7 @@ class Flow:
             TypeError, ValueError: a bad name, action or option.
             FlowClosedError: the flow is closed.
         """
-        self._register(Task(name, action, **options), replace)
+        self._register(Task.of(name, action, options), replace)
 
     def add(self, task: Task[..., Any], *, replace: bool = False) -> None:
         """Register a module-level ``@task`` or an instance of a ``TaskBase``.
@@ -458,12 +459,12 @@ class Flow:
         return names
 
     def _register(self, task: Task[..., Any], replace: bool) -> None:
-        if task.options.executor is not None or task.options.uses:
+        if not task.options.plain:
             self._check_for_flow(task)
         with self._lock:
-            self._refuse_closed()
-            old = self._registry.tasks.get(task.name)
-            self._writable().add(task)
+            if self._closed:
+                self._refuse_closed()
+            old = (self._writable() if self._registry.in_use else self._registry).add(task)
         if old is not None and not replace and not same_function(old.fn, task.fn):
             warnings.warn(
                 f"Task {task.name} of {self._name} was registered before: the new function replaces the old "
@@ -697,12 +698,12 @@ class Flow:
             raise ValueError(
                 f"Flow {self._name} has no store, so call_key={call_key!r} would do nothing: leave it out."
             )
-        planned, shape = self._callable(fn)
+        terms, shape = self._callable(fn)
         function = fn.fn if isinstance(fn, Task) else fn
-        adapted = planned.terms.executor.adapt(shape.name, function, shape.context_at is not None)
-        return submit_call(run, planned, shape, adapted, args, kwargs, depends_on)
+        adapted = terms.executor.adapt(shape.name, function, shape.context_at is not None)
+        return submit_call(run, terms, shape, adapted, args, kwargs, depends_on)
 
-    def _callable(self, fn: Any) -> tuple[Planned, CallShape]:
+    def _callable(self, fn: Any) -> tuple[RunTerms, CallShape]:
         """Return how a submitted callable is called; found out once for each function and task."""
         if isinstance(fn, Task):
             fn = fn.origin
@@ -720,18 +721,18 @@ class Flow:
                 pass
         return known
 
-    def _new_callable(self, fn: Any) -> tuple[Planned, CallShape]:
+    def _new_callable(self, fn: Any) -> tuple[RunTerms, CallShape]:
         from millstream.binding import Binding
 
         task = fn if isinstance(fn, Task) else Task(name_of(fn), fn)
         self._check_for_flow(task)
         shape = CallShape(task.name, *Binding(task.fn).call_shape())
         key = (task.name, shape.is_async, task.options if isinstance(fn, Task) else None)
-        planned = self._called.get(key)
-        if planned is None:
+        terms = self._called.get(key)
+        if terms is None:
             executor = self._executors.get(task.options.executor)
-            planned = self._called[key] = planned_calls(task, shape.is_async, executor)
-        return planned, shape
+            terms = self._called[key] = terms_of_calls(task, executor, call_invoke, is_async=shape.is_async)
+        return terms, shape
 
     # ---- many runs ----------------------------------------------------------------------------------
 
@@ -985,8 +986,8 @@ class Flow:
             registry.in_use = True
         starts = self._starts(start, registry, graph, inside)
         if graph is not None:
-            after = sorted(graph.after(graph.number[name] for name in starts if name in graph.number))
-            registry.plan(map(graph.names.__getitem__, after), self._executors)
+            after = graph.after(graph.number[name] for name in starts if name in graph.number)
+            registry.plan([graph.names[task] for task in after], self._executors)
         requests = [NextTask(name, values, spawn_another=True) for name in starts]
         if graph is not None:
             graph = graph.rooted([graph.number[name] for name in starts if name in graph.number])
@@ -1162,12 +1163,18 @@ class Plan:
             blocked_loops.append(self._blocks)
 
     @property
-    def planned(self) -> Mapping[str, Planned]:
+    def known_terms(self) -> Mapping[str, RunTerms]:
         """What is known already of how tasks are called."""
-        return self._registry.known_plans
+        return self._registry.known_terms
 
-    def find(self, name: str) -> Planned | None:
-        return self._registry.planned(name, self._executors)
+    def terms(self, name: str) -> RunTerms | None:
+        return self._registry.terms(name, self._executors)
+
+    def payload(self, run: Any) -> Any:
+        """Return the payload of a task run, which a router that chooses a bare name sends along."""
+        from millstream.binding import payload_of
+
+        return payload_of(self._needs(run.name), run)
 
     def known(self) -> Iterable[str]:
         return self._registry.tasks
@@ -1180,10 +1187,10 @@ class Plan:
         """Refuse starts that name no task, or lack an input that nothing could fill."""
         starts = {request.id for request in requests}
         for request in requests:
-            planned = self.find(request.id)
-            if planned is None:
+            terms = self.terms(request.id)
+            if terms is None:
                 raise TaskNotFoundError(request.id, self._registry.tasks)
-            for name in planned.required if planned.required else ():
+            for name in terms.required:
                 if (
                     name != "payload"
                     and not (request.inputs and name in request.inputs)

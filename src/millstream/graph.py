@@ -27,11 +27,15 @@ class Graph:
     """
 
     __slots__ = (
+        "_after",
         "_has_circles",
+        "_in_order",
         "_rooted",
+        "_whole",
         "declared",
         "followers",
         "loops",
+        "members",
         "names",
         "needs",
         "number",
@@ -43,11 +47,22 @@ class Graph:
 
     def __init__(self, dependencies: Names, routes: Names) -> None:
         self.names: Sequence[str] = list(dependencies)
-        self.number = {name: number for number, name in enumerate(self.names)}
-        number = self.number
-        self.needs: Numbers = [[number[name] for name in needs] for needs in dependencies.values()]
+        self.number = number = dict(zip(self.names, range(len(self.names)), strict=True))
+        self._in_order = True  # nothing depends on what was registered after it: so there is no circle
+        followers: list[list[int]] = [[] for _ in self.names]
+        all_needs: list[Sequence[int]] = []
+        for task, names in enumerate(dependencies.values()):
+            needs: Sequence[int] = ()
+            if names:
+                needs = [number[name] for name in names]
+                if max(needs) >= task:
+                    self._in_order = False
+                for need in needs:
+                    followers[need].append(task)
+            all_needs.append(needs)
+        self.needs: Numbers = all_needs
         self.declared = self.needs  #: the same, also of edges that ``rooted`` takes out: outputs come along them
-        self.followers: Numbers = reverse(self.needs)
+        self.followers: Numbers = followers
         none: Numbers = [()] * len(self.names)
         self.routes: Numbers = [[number[n] for n in routes.get(task, ())] for task in self.names] if routes else none
         self.routers: Numbers = reverse(self.routes) if routes else none
@@ -55,7 +70,10 @@ class Graph:
         self.special = any(self.routes)
         #: Edges that close a circle, seen from where a run starts: nobody waits for anything along them.
         self.loops: Mapping[int, Sequence[int]] = {}
-        self.roots = [task for task in range(len(self.names)) if not self.needs[task] and not self.routers[task]]
+        self.roots = [task for task, needs in enumerate(self.needs) if not needs and not self.routers[task]]
+        self.members = bytes([1]) * len(self.names)  #: for each task a 1; 0 for those that ``part`` leaves out
+        self._whole = self
+        self._after: tuple[tuple[int, ...], list[int]] | None = None  # of the newest starts
         #: None: not known yet. There are none without routes, since dependencies are refused then.
         self._has_circles: bool | None = None if any(self.routes) else False
         self._rooted: tuple[object, Graph] | None = None
@@ -65,13 +83,25 @@ class Graph:
         """Whether there is any edge at all."""
         return any(self.needs) or any(self.routes)
 
-    def has_edges(self, task: int) -> bool:
-        """Whether any edge begins or ends at a task."""
-        return bool(self.needs[task] or self.followers[task] or self.routes[task] or self.routers[task])
+    def node(self, name: str) -> int | None:
+        """Return the number of a task, None for one at which no edge of the flow begins or ends."""
+        task, whole = self.number.get(name), self._whole
+        if task is None or not (
+            whole.needs[task] or whole.followers[task] or whole.routes[task] or whole.routers[task]
+        ):
+            return None
+        return task
 
-    def after(self, tasks: Iterable[int]) -> set[int]:
-        """Return these tasks and all that edges lead to from them."""
-        return reach(tasks, self.followers, self.routes)
+    def after(self, tasks: Iterable[int]) -> list[int]:
+        """Return these tasks and all that edges lead to from them, in order."""
+        starts = tuple(tasks)
+        if self._after is None or self._after[0] != starts:
+            if starts == tuple(self.roots) and not self.special:  # every way that does not turn back begins there
+                reached = [task for task, member in enumerate(self.members) if member]
+            else:
+                reached = sorted(reach(starts, self.followers, self.routes))
+            self._after = starts, reached
+        return self._after[1]
 
     def before(self, tasks: Iterable[int]) -> set[int]:
         """Return these tasks and all that they depend on, or that chooses them."""
@@ -84,6 +114,7 @@ class Graph:
             edges = getattr(self, side)
             setattr(part, side, [[b for b in edges[a] if b in tasks] if a in tasks else [] for a in range(len(edges))])
         part.roots = [task for task in sorted(tasks) if not part.needs[task] and not part.routers[task]]
+        part.members = bytes(task in tasks for task in range(len(self.names)))
         return part
 
     def rooted(self, starts: Sequence[int]) -> Graph:
@@ -123,7 +154,7 @@ class Graph:
         copy = object.__new__(Graph)
         for slot in Graph.__slots__:
             setattr(copy, slot, getattr(self, slot))
-        copy._rooted = None
+        copy._rooted = copy._after = None
         copy._has_circles = self._has_circles and None  # fewer edges have no more circles
         return copy
 
@@ -142,6 +173,8 @@ def missing(dependencies: Names, routes: Names) -> list[Exception]:
 
 def cycles(graph: Graph) -> list[Exception]:
     """Return an error for circles of dependencies."""
+    if graph._in_order:
+        return []
     return [CycleError([graph.names[task] for task in circle]) for circle in circles(graph.followers)]
 
 

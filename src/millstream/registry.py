@@ -8,7 +8,7 @@ engine only the terms of a task (``engine.states``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.states import RunTerms
@@ -17,91 +17,60 @@ from millstream.graph import Graph, cycles, missing
 from millstream.task import CONSTANT, Task, name_of
 
 if TYPE_CHECKING:
-    from millstream.binding import Binding
+    from millstream.binding import Binding, Invoke
     from millstream.config.edges import Edge
     from millstream.executors.base import Executor
     from millstream.executors.owned import Executors
     from millstream.task import TaskName
 
 
-#: Options that say nothing of how a task's runs are treated.
-EDGES_ALONE = frozenset({"depends_on", "description", "routes"})
-
-
-class Planned:
-    """A task as runs call it: what ``engine.run.Planned`` asks for."""
-
-    __slots__ = ("expand", "invoke", "name", "needs", "node", "reads_upstream", "required", "routes", "terms")
-
-    def __init__(
-        self,
-        name: str,
-        terms: RunTerms,
-        invoke: Callable[[Any, Any], Any],
-        node: int | None = None,
-        needs: Sequence[str] = (),
-        routes: tuple[str, ...] | None = None,
-        required: tuple[str, ...] = (),
-        reads_upstream: bool = False,
-        expand: Callable[[Any, Any], Any] | None = None,
-    ) -> None:
-        self.name, self.terms, self.invoke, self.expand = name, terms, invoke, expand
-        self.node, self.needs, self.routes = node, needs, routes
-        self.required, self.reads_upstream = required, reads_upstream
-
-    def payload(self, run: Any) -> Any:
-        """Return the payload of a task run, which a router that chooses a bare name sends along."""
-        from millstream.binding import payload_of
-
-        return payload_of(self.needs, run)
-
-
-def planned_task(
-    task: Task[..., Any],
-    binding: Binding,
-    terms: RunTerms,
-    node: int | None,
-    needs: Sequence[str],
-    routes: tuple[str, ...] | None,
-) -> Planned:
-    """Return how runs call a task of a flow."""
-    over = task.options.for_each
-    if over is None and routes is None and binding.is_plain(needs) and not terms.executor.adapts:
-        return Planned(task.name, terms, binding.compile(), node, needs)
-    adapted = terms.executor.adapt(task.name, task.fn, binding.takes_context)
-    invoke = binding.compile(None if adapted is task.fn else adapted, needs, mapped=over is not None)
-    return Planned(
-        task.name,
-        terms,
-        invoke,
-        node=node,
-        needs=needs,
-        routes=routes,
+def terms_of(
+    task: Task[..., Any], binding: Binding, executor: Executor, needs: Sequence[str], routes: tuple[str, ...] | None
+) -> RunTerms:
+    """Return how runs call and treat a task of a flow."""
+    over, adapted = task.options.for_each, executor.adapt(task.name, task.fn, binding.takes_context)
+    return _terms(
+        task,
+        executor,
+        binding.compile(None if adapted is task.fn else adapted, needs, mapped=over is not None),
+        expand=None if over is None else _expansion(task.name, over, binding.is_async),
+        is_async=binding.is_async,
+        collects=binding.collects,
         required=binding.required(needs, mapped=over is not None),
         reads_upstream=routes is not None or over is not None or binding.reads(needs),
-        expand=None if over is None else _expansion(task.name, over, terms.is_async),
+        routes=routes,
     )
 
 
-def planned_calls(task: Task[..., Any], is_async: bool, executor: Executor) -> Planned:
+def terms_of_calls(task: Task[..., Any], executor: Executor, invoke: Invoke, *, is_async: bool) -> RunTerms:
     """Return how submitted calls of one name and the same options are called; what is called comes with each."""
-    return Planned(task.name, terms_of(task, executor, is_async=is_async, collects=False), _not_called)
+    return _terms(task, executor, invoke, is_async=is_async, reads_upstream=False)
 
 
-def terms_of(task: Task[..., Any], executor: Executor, *, is_async: bool, collects: bool) -> RunTerms:
-    """Return what a task's options say of its runs."""
+def _terms(
+    task: Task[..., Any],
+    executor: Executor,
+    invoke: Invoke,
+    *,
+    is_async: bool,
+    routes: tuple[str, ...] | None = None,
+    expand: Invoke | None = None,
+    **facts: Any,
+) -> RunTerms:
     options = task.options
-    return RunTerms(
+    facts |= {"is_async": is_async, "on_dep_failure": options.on_dep_failure, "priority": options.priority}
+    terms = RunTerms(
         executor,
-        is_async=is_async,
+        invoke,
+        routes=routes,
         timeout=options.timeout,
         retry=options.retry,
-        collects=collects,
-        on_dep_failure=options.on_dep_failure,
         max_parallel=options.max_parallel,
         uses=options.uses,
-        priority=options.priority,
+        **facts,
     )
+    # Of a task that is mapped the gates, the timeout and the retries are for the items.
+    return terms if expand is None else RunTerms(executor, expand, each=terms, **facts)
 
 
 def _identity(fn: Any) -> object:
@@ -117,11 +86,7 @@ def _anew(error: Exception) -> Exception:
     return copy
 
 
-def _not_called(run: Any, ctx: Any) -> Any:
-    raise NotImplementedError("what is called comes with each call")
-
-
-def _expansion(task: str, over: str, is_async: bool) -> Callable[[Any, Any], Any]:
+def _expansion(task: str, over: str, is_async: bool) -> Invoke:
     from millstream.binding import expansion
 
     return expansion(task, over, is_async)
@@ -152,13 +117,16 @@ class Registry:
         copy._bindings = dict(self._bindings)
         return copy
 
-    def add(self, task: Task[..., Any]) -> None:
-        """Register a task, in place of one of the same name."""
-        self.tasks[task.name] = task
+    def add(self, task: Task[..., Any]) -> Task[..., Any] | None:
+        """Register a task; return the one of that name whose place it takes, if any."""
+        tasks, name = self.tasks, task.name
+        old = tasks.get(name)
+        tasks[name] = task
         if self._bindings:
-            self._bindings.pop(task.name, None)
+            self._bindings.pop(name, None)
         if not self._fresh:
             self._forget()
+        return old
 
     def connect(self, edges: Iterable[Edge]) -> None:
         """Add edges."""
@@ -168,8 +136,7 @@ class Registry:
     def _forget(self) -> None:
         """What follows from the tasks is not true any more."""
         self._fresh = True  # nothing was worked out yet
-        self._planned: dict[str, Planned] = {}
-        self._terms: dict[tuple[bool, bool], RunTerms] = {}
+        self._terms: dict[str, RunTerms] = {}  # of the tasks that runs have asked for
         self._names: tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[Exception]] | None = None
         self._functions: dict[object, list[str]] | None = None
         self._graph: Graph | None = None
@@ -206,11 +173,7 @@ class Registry:
             self._fresh = False
             found: list[Exception] = []
             needs = {
-                name: (
-                    self._needs_of(task, found)
-                    if task.options.depends_on is None or task.options.for_each is not None
-                    else self._resolve(task, "depends_on", task.options.depends_on, found)
-                )
+                name: self._needs_of(task, found) if task.options.needs is None else task.options.needs
                 for name, task in self.tasks.items()
             }
             routes = {
@@ -306,10 +269,13 @@ class Registry:
         if self._graph is None:
             needs, routes, found = self._resolved()
             inside = {name: [end for end in ends if end not in self.outside] for name, ends in routes.items()}
-            found = [*map(_anew, found), *missing(needs, inside)]
-            if found:
-                needs = {name: tuple(end for end in ends if end in needs) for name, ends in needs.items()}
-            graph = Graph(needs, {name: [end for end in ends if end in needs] for name, ends in inside.items()})
+            found = [*map(_anew, found)]
+            try:
+                graph = Graph(needs, inside)
+            except KeyError:  # a name of no task
+                found += missing(needs, inside)
+                known = {name: tuple(end for end in ends if end in needs) for name, ends in needs.items()}
+                graph = Graph(known, {name: [end for end in ends if end in needs] for name, ends in inside.items()})
             found += cycles(graph)
             if found:
                 return found
@@ -368,60 +334,38 @@ class Registry:
         return part
 
     @property
-    def known_plans(self) -> Mapping[str, Planned]:
-        """What was found out already by ``planned``."""
-        return self._planned
+    def known_terms(self) -> Mapping[str, RunTerms]:
+        """What was found out already by ``terms``."""
+        return self._terms
 
-    def planned(self, name: str, executors: Executors) -> Planned | None:
-        """Return how runs call a task; found out once. None when there is no such task."""
-        planned = self._planned.get(name)
-        if planned is None and name in self.tasks:
-            task, graph = self.tasks[name], self._graph if self._checked else self.graph()
-            node = None if graph is None or not graph.has_edges(graph.number[name]) else graph.number[name]
-            needs, routes, _ = self._resolved()
-            binding = self.binding(name)
-            terms = self._terms_of(task, binding, executors)
-            planned = planned_task(task, binding, terms, node, needs[name], routes.get(name))
-            self._planned[name] = planned
-        return planned
+    def terms(self, name: str, executors: Executors) -> RunTerms | None:
+        """Return how runs call and treat a task; found out once. None when there is no such task."""
+        terms = self._terms.get(name)
+        if terms is None and name in self.tasks:
+            self.plan((name,), executors)
+            terms = self._terms[name]
+        return terms
 
-    def plan(self, names: Iterable[str], executors: Executors) -> dict[str, Planned]:
-        """Find out how runs call these tasks, all at once: most of a large graph are alike. Return what is known."""
-        planned, tasks = self._planned, self.tasks
-        graph = self.graph()
+    def plan(self, names: Collection[str], executors: Executors) -> None:
+        """Find out how runs call these tasks: one after another that are alike share what is found out."""
+        if len(self._terms) == len(self.tasks):
+            return
+        found, tasks = self._terms, self.tasks
         needs, routes, _ = self._resolved()
-        number = {} if graph is None else graph.number
-        fn = binding = terms = invoke = None
+        alike: dict[int, tuple[Binding, RunTerms]] = {}  # by their function
         for name in names:
-            if name in planned:
+            if name in found:
                 continue
             task = tasks[name]
-            if task.fn is not fn or binding is None:
-                fn, binding = task.fn, self.binding(name)
-                terms, invoke = self._terms_of(task, binding, executors), binding.compile()
-                alike = graph is not None and not terms.executor.adapts
-            if (
-                alike
-                and name not in routes
-                and vars(task.options).keys() <= EDGES_ALONE
-                and binding.is_plain(needs[name])
-            ):
-                planned[name] = Planned(name, terms, invoke, number[name], needs[name])  # type: ignore[arg-type]
-            else:
-                self.planned(name, executors)
-        return planned
-
-    def _terms_of(self, task: Task[..., Any], binding: Binding, executors: Executors) -> RunTerms:
-        """Return the terms of a task. Most have no options that matter for that, and share theirs."""
-        shared = vars(task.options).keys() <= EDGES_ALONE
-        key = (binding.is_async, binding.collects)
-        terms = self._terms.get(key) if shared else None
-        if terms is None:
-            executor = executors.get(task.options.executor)
-            terms = terms_of(task, executor, is_async=binding.is_async, collects=binding.collects)
-            if shared:
-                self._terms[key] = terms
-        return terms
+            plain = task.options.plain and name not in routes
+            known = alike.get(id(task.fn)) if plain else None
+            if known is not None and (known[0].takes_nothing or known[0].is_plain(needs[name])):
+                found[name] = known[1]
+                continue
+            binding, executor = self.binding(name), executors.get(task.options.executor)
+            terms = found[name] = terms_of(task, binding, executor, needs[name], routes.get(name))
+            if plain and binding.is_plain(needs[name]) and not executor.adapts:
+                alike[id(task.fn)] = binding, terms
 
     # ---- flows made of this one -----------------------------------------------------------------
 

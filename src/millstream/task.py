@@ -20,6 +20,7 @@ from typing import (
     NoReturn,
     ParamSpec,
     Protocol,
+    Self,
     TypeAlias,
     TypedDict,
     TypeVar,
@@ -187,6 +188,10 @@ class TaskOptions(TypedDict, total=False):
 class Options:
     """The options of a task, checked where they enter; those that are not given have the values below.
 
+    Args:
+        task: the name of the task.
+        given: its options by name; None is the same as to leave an option out.
+
     Raises:
         TypeError, ValueError: a bad value; an unknown option is refused with the nearest of ours.
     """
@@ -218,6 +223,11 @@ class Options:
     #: A higher one starts earlier.
     priority: int = 0
 
+    #: Nothing was given but ``depends_on``, ``routes`` and ``description``: its runs are treated as any task's.
+    plain: bool = True
+    #: ``depends_on``, if it has nothing but names and is all that the task depends on.
+    needs: tuple[str, ...] | None = None
+
     KEPT: ClassVar[tuple[str, ...]] = (
         "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "retry",
         "max_parallel", "uses", "priority",
@@ -232,27 +242,47 @@ class Options:
         "backend": "executor", "timeout_s": "timeout", "deps": "depends_on", "limits": "uses",
     }  # fmt: skip
 
-    def __init__(self, name: str, **options: Any) -> None:
+    def __init__(self, task: str, given: Mapping[str, Any]) -> None:
         short = {}
-        for option, value in options.items():
-            if option in CHECKS:
-                if value is not None:
-                    value = CHECKS[option](value, f"{option} of task {name}")
-                    setattr(self, option, value)
-            elif option in self.SHORT or option == "retry":
+        for option, value in given.items():
+            if option == "depends_on" and type(value) is list:  # large graphs have thousands of these
+                self._depend_on(value, task)
+                continue
+            if option in self.SHORT or option == "retry":
                 short[option] = value
+            elif option in CHECKS:
+                if value is not None:
+                    setattr(self, option, CHECKS[option](value, f"{option} of task {task}"))
             elif option != "executor":
-                refuse_option(f"Task {name}", option, self.NAMES, self.ALIASES)
+                refuse_option(f"Task {task}", option, self.NAMES, self.ALIASES)
             elif value is not None:
                 self.executor = value  # the flow knows which there are
+            if option not in EDGES and value is not None:
+                self.plain = False
         if short:
             from millstream.policies import Retry
 
-            self.retry = Retry.of(name, **short)
+            self.retry = Retry.of(task, **short)
+        if not self.plain and self.for_each is not None:
+            self.needs = None  # that may be one, too
+
+    def _depend_on(self, names: list[Any], task: str) -> None:
+        for name in names:
+            if type(name) is not str:
+                self.depends_on = task_names(names, f"depends_on of task {task}")
+                return
+        if len(names) > 1 and len(set(names)) < len(names):
+            names = list(dict.fromkeys(names))
+        self.depends_on = self.needs = tuple(names)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as keyword arguments, those of retrying as one ``retry``."""
         return {name: getattr(self, name) for name in self.KEPT}
+
+
+#: Options that say nothing of how a task's runs are treated.
+EDGES = frozenset({"depends_on", "description", "routes"})
+NO_OPTIONS = Options("", {})
 
 
 def _check_timeout(value: Any, what: str) -> Any:
@@ -288,20 +318,31 @@ class Task(Generic[P, R]):
     """
 
     def __init__(self, name: str, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
-        check_name(name)
+        self._set(name, fn, options)
+
+    def _set(self, name: str, fn: Callable[P, R], options: Mapping[str, Any]) -> None:
+        if type(name) is not str or not name or "#" in name:
+            check_name(name)
         if not callable(fn):
             raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
         self.name = name
         self.fn = fn
-        self.options = Options(name, **options)
-        if self.options.executor in ("thread", "process"):
+        self.options = given = Options(name, options) if options else NO_OPTIONS
+        if not given.plain and given.executor in ("thread", "process"):
             from millstream.binding import is_async  # only then, for it is large
 
             if is_async(fn):
                 raise TypeError(
-                    f"Task {name} is async, and executor={self.options.executor!r} cannot await it: "
+                    f"Task {name} is async, and executor={given.executor!r} cannot await it: "
                     "leave executor out, and an event loop does."
                 )
+
+    @classmethod
+    def of(cls, name: str, fn: Callable[P, R], options: Mapping[str, Any]) -> Self:
+        """Return a task as ``Task(name, fn, **options)`` does, without copying the options."""
+        made = cls.__new__(cls)
+        made._set(name, fn, options)
+        return made
 
     @property
     def origin(self) -> Task[..., Any]:

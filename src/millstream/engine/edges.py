@@ -10,13 +10,16 @@ A finish follows the edges anew: what it leads to is expected again, with all th
 task runs once for each wave that reaches it, with the newest outputs. Edges that lead back (``loops``)
 are not waited for.
 
+Most graphs are *plain* while they run: nothing but dependencies, each task runs once, and nothing has
+failed. Then ``pass_on`` does in one step all that the end of a task means.
+
 Pure, as the scheduler that owns it: tasks are numbers of the ``Graph``, and nothing is called.
 May import: graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +28,16 @@ if TYPE_CHECKING:
     from millstream.graph import Graph
 
 
+#: In the place of the output of a task whose newest run has not succeeded.
+NOTHING = object()
+
+
 class Edges:
     """The state of a flow's edges in one run."""
 
     __slots__ = (
         "_active", "_bad", "_open_needs", "_open_routers", "_parked", "_scoped", "_scopes", "expected",
-        "failed", "fired", "graph", "met", "outputs", "ran", "waiting",
+        "failed", "fired", "graph", "met", "outputs", "plain", "waiting",
     )  # fmt: skip
 
     def __init__(self, graph: Graph) -> None:
@@ -40,8 +47,8 @@ class Edges:
         self.waiting = 0  #: how many are expected
         self.met = bytearray(tasks)  #: it was part of this run at some time
         self.fired = bytearray(tasks)  #: a dependency that succeeded has led to it
-        self.ran = bytearray(tasks)  #: its newest run succeeded: ``outputs`` has what it gave
-        self.outputs: dict[int, Any] = {}
+        self.outputs: list[Any] = [NOTHING] * tasks  #: what its newest run gave, if that has succeeded
+        self.plain = False  #: the end of a task means no more than ``pass_on`` does; never again, once it is not
         self.failed: dict[int, dict[int, None]] = {}  #: what has failed of that which a task follows
         self._active = bytearray(tasks)
         self._bad = bytearray(tasks)  # one of its runs has failed in this wave
@@ -51,14 +58,28 @@ class Edges:
         self._scoped = False  # only then is there anything in _scopes
         self._scopes: dict[int, Scope | None] = {}
 
+    def begin(self, starts: Sequence[int]) -> None:
+        """The run begins with these tasks: all that edges lead to from them is expected."""
+        graph = self.graph
+        if starts == graph.roots and not graph.special:  # all of it, which needs no walk
+            self._active, self.met, self.expected = (bytearray(graph.members) for _ in range(3))
+            self._open_needs = [*map(len, graph.needs)]
+            for task in starts:
+                self.expected[task] = 0
+            self.waiting = sum(graph.members) - len(starts)
+        for task in starts:
+            self.activate(task)
+        self.plain = not graph.special
+
     def activate(self, task: int) -> None:
         """A task is asked for: it is pending, and whatever edges lead to from it is expected."""
         active, met, expected = self._active, self.met, self.expected
         if active[task]:
             return
+        self.plain = False
         active[task] = met[task] = 1
-        ran, bad = self.ran, self._bad  # what comes now is a new wave
-        ran[task] = bad[task] = 0
+        outputs, bad = self.outputs, self._bad  # what comes now is a new wave
+        outputs[task], bad[task] = NOTHING, 0
         counts = ((self.graph.followers, self._open_needs), (self.graph.routes, self._open_routers))
         ways = [task]
         while ways:
@@ -68,7 +89,7 @@ class Edges:
                     open_ends[there] += 1
                     if not active[there]:
                         active[there] = met[there] = expected[there] = 1
-                        ran[there] = bad[there] = 0
+                        outputs[there], bad[there] = NOTHING, 0
                         self.waiting += 1
                         ways.append(there)
 
@@ -78,6 +99,7 @@ class Edges:
 
     def park(self, task: int, run: TaskRun, *, routers: bool) -> None:
         """A run of a task waits for what ``holds`` it; it is not merely expected any more."""
+        self.plain = False
         self._parked.setdefault(task, []).append((run, routers))
 
     @property
@@ -89,6 +111,12 @@ class Edges:
         """Return all runs that wait."""
         return [run for runs in self._parked.values() for run, _ in runs]
 
+    def claim(self, task: int) -> None:
+        """A task is asked for by name: it is not merely expected any more."""
+        if self.expected[task]:
+            self.plain = False
+            self.unexpect(task)
+
     def unexpect(self, task: int) -> None:
         """Something that was expected is there, or will never be."""
         if self.expected[task]:
@@ -97,7 +125,6 @@ class Edges:
 
     def succeeded(self, task: int, output: Any, *, follow: bool) -> None:
         """A run of a task gave its output; ``follow`` unless it has chosen for itself what comes next."""
-        self.ran[task] = 1
         self.outputs[task] = output
         if follow:
             fired = self.fired
@@ -106,7 +133,8 @@ class Edges:
 
     def fell(self, task: int) -> None:
         """A run of a task failed, or was skipped since something before it failed."""
-        self.ran[task] = 0
+        self.plain = False
+        self.outputs[task] = NOTHING
         self._bad[task] = 1
         for there in self._leads_to(task):
             self.failed.setdefault(there, {})[task] = None
@@ -114,8 +142,6 @@ class Edges:
     def failing(self, task: int) -> list[int]:
         """Return those dependencies and routers of a task that have failed in their newest wave."""
         bad, graph = self._bad, self.graph
-        if not any(bad):
-            return []
         return [each for each in (*graph.needs[task], *graph.routers[task]) if bad[each]]
 
     def reaches(self, task: int, scope: Scope | None) -> None:
@@ -129,7 +155,7 @@ class Edges:
 
     def _begin_scopes(self, task: int) -> None:
         """The first scope: what has ended before counts in none, and so does what it leads to."""
-        self._scoped = True
+        self._scoped, self.plain = True, False
         for each, met in enumerate(self.met):
             if met and not self._active[each] and each != task:
                 for there in self._leads_to(each):
@@ -176,33 +202,20 @@ class Edges:
                 decide.append(there)
         return decide
 
-    def is_simple(self, task: int) -> bool:
-        """Whether the end of a task's last run means no more than ``pass_on`` does: the usual case."""
-        return not (
-            self.failed
-            or self._parked
-            or self._scoped
-            or self.graph.special
-            or self.fired[task]
-            or self.expected[task]
-            or self._open_needs[task]
-        )
-
     def pass_on(self, task: int, output: Any) -> list[int]:
-        """The last run of a task succeeded: return those that run because of that.
+        """A task has succeeded while all is ``plain``: return those that run because of that.
 
-        It does in one step what ``succeeded``, ``leave`` and the decision do where nothing is special.
+        It does in one step what ``succeeded``, ``leave`` and the decision do in general.
         """
         self._active[task] = 0
-        self.ran[task] = 1
         self.outputs[task] = output
-        needs, fired, expected, ready = self._open_needs, self.fired, self.expected, []
+        needs, fired, ready = self._open_needs, self.fired, []
         for there in self.graph.followers[task]:
-            needs[there] -= 1
-            if needs[there] or not expected[there]:
+            left = needs[there] = needs[there] - 1
+            if left:
                 fired[there] = 1
             else:
-                fired[there] = expected[there] = 0
+                fired[there] = self.expected[there] = 0
                 ready.append(there)
         self.waiting -= len(ready)
         return ready
@@ -238,8 +251,8 @@ class Edges:
         needs = self.graph.declared[task]
         if not any(self.met[need] for need in needs):
             return None
-        names, ran, outputs = self.graph.names, self.ran, self.outputs
-        return {names[need]: outputs[need] for need in needs if ran[need]}
+        names, outputs = self.graph.names, self.outputs
+        return {names[need]: outputs[need] for need in needs if outputs[need] is not NOTHING}
 
     def waits_for(self, task: int) -> list[str]:
         """Return the names of what a task waits for."""

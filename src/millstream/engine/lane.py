@@ -41,38 +41,26 @@ PLAIN = frozenset({type(None), bool, int, float, str, bytes, dict, set})
 
 
 class RunTask(TaskState):
-    """A task of one run: the scheduler's state, and how it is called."""
+    """A task of one run: the scheduler's state, the lane of its task runs, and what the report tells of them."""
 
-    __slots__ = (
-        "attempt", "began", "ended", "failure", "invoke", "lane", "output", "routes", "run", "timeout", "watched",
-    )  # fmt: skip
+    __slots__ = ("attempt", "began", "ended", "failure", "lane", "output", "watched")
 
     terms: RunTerms
 
-    def __init__(
-        self,
-        run: FlowRun,
-        lane: Lane,
-        name: str,
-        terms: RunTerms,
-        invoke: Callable[[Any, Any], Any],
-        routes: tuple[str, ...] | None,
-        node: int | None,
-    ) -> None:
+    def __init__(self, lane: Lane, name: str, terms: RunTerms, node: int | None, *, watched: bool) -> None:
         # There is one for every task of a graph, and in every run: so no call of ``super``.
         self.name, self.queue, self.terms, self.node = name, lane.ready, terms, node
-        self.required, self.reads_upstream, self.priority = (), True, terms.priority
-        self.each, self.worst, self.inputs, self.watches = None, None, None, NO_WATCHES
+        self.each = self.worst = self.inputs = None
+        self.watches = NO_WATCHES
         self.live = self.runs = self.count = self.static = 0
         self.gated = terms.gated
-        if terms.gated:
+        if self.gated:
             self.held, self.busy, self.blocked = [], 0, 0
-        self.run, self.lane, self.invoke = run, lane, invoke
-        self.timeout, self.routes = terms.timeout, routes
+        self.lane = lane
         #: The driver must be told when an attempt begins, and has more to do when it ends.
-        self.watched = True
+        self.watched = watched
         # For the report:
-        self.attempt = 0  #: of the newest run, once it has begun
+        self.attempt = 1  #: of the newest run, once one has begun
         self.began: float | None = None  #: when the first run began
         self.ended: float | None = None  #: when the newest run that is over ended
         self.output: Any = None  #: of the newest run that succeeded
@@ -91,12 +79,12 @@ class Item(TaskRun):
 
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
     timer: Timer  #: what will say so
-    since: float  #: when the attempt began; set only for a task that is watched
+    since: float  #: when the attempt began; not set before
     where: str  #: the thread or loop that calls it; set only for a trace
 
     @property
     def run(self) -> FlowRun:
-        return self.task.run  # type: ignore[no-any-return]
+        return self.task.lane.run  # type: ignore[no-any-return]
 
     @property
     def name(self) -> str:
@@ -267,7 +255,7 @@ class Lane:
     def _work(self, worker: Worker) -> None:
         # The hot loop. It holds the monitor once per task run, to report, and never waits for it.
         run = self.run
-        context, report, enter = run.context, run.settle, current_run.set
+        context, report, enter, now = run.context, run.settle, current_run.set, run.clock.now
         ready, monitor, queue = self.ready, run.monitor, worker.queue
         take = ready.plain.popleft
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
@@ -291,10 +279,13 @@ class Lane:
                         item.begin()
                         if run.stopping:
                             raise TaskCancelledError(item.id)
+                        item.since = since = now()
+                        if task.began is None:
+                            task.began = since
                         if task.watched:
                             run.began(item)
                         # What a task does to context variables must not be seen by the next one.
-                        result = copy_context().run(task.invoke, item, context)
+                        result = copy_context().run(task.terms.invoke, item, context)
                     else:
                         result, item.handle = item.handle, None
                     if type(result) is TaskOutput and (result.next_tasks is None or type(result.next_tasks) is list):
@@ -328,7 +319,7 @@ class Lane:
         finally:
             # The traceback of a task's error keeps the task's frame, that frame keeps this one, and
             # this one would keep the run, which keeps the error: a circle.
-            del self, run, context, report, ready, monitor, take, locked, unlock, posted, later, stream
+            del self, run, context, report, now, ready, monitor, take, locked, unlock, posted, later, stream
             del item, task, result, output, requests
 
     def _stay(self, worker: Worker) -> bool:
@@ -405,7 +396,7 @@ class Lane:
             iterator = iter(requests)
         except TypeError:
             raise TypeError(f"next_tasks takes a list or another iterable of NextTask, not {requests!r}.") from None
-        routes, has = item.task.routes, self.run.plan.has
+        routes, has = item.task.terms.routes, self.run.plan.has
         if routes is not None and not all(map(has, routes)):  # a run of ``targets=`` leaves some out
             left_out = {name for name in routes if not has(name)}
             iterator = (each for each in iterator if not isinstance(each, NextTask) or each.id not in left_out)
@@ -451,8 +442,9 @@ class Lane:
     async def work_async(self, worker: Worker) -> None:
         """Await task runs until there are none left."""
         run = self.run
-        context, take, enter, stream = run.context, self.ready.popleft, current_run.set, run.stream_buffer
-        monitor, report = run.monitor, run.settle
+        context, report, enter, now = run.context, run.settle, current_run.set, run.clock.now
+        ready, monitor, stream = self.ready, run.monitor, run.stream_buffer
+        take = ready.plain.popleft
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         with monitor:
             self.come(worker)
@@ -462,9 +454,11 @@ class Lane:
                 try:
                     item = take()
                 except IndexError:
-                    if self._pull() or self._stay(worker):
-                        continue
-                    return None
+                    item = ready.take()
+                    if item is None:
+                        if self._pull() or self._stay(worker):
+                            continue
+                        return
                 if not self.wanted and (len(self.ready) or self.feeds):
                     # Should what we await suspend, another pump takes the next one meanwhile.
                     monitor.post(run.dispatch, None)
@@ -476,9 +470,12 @@ class Lane:
                         item.begin()
                         if run.stopping:
                             raise TaskCancelledError(item.id)
+                        item.since = since = now()
+                        if task.began is None:
+                            task.began = since
                         if task.watched:
                             run.began(item)
-                        result = task.invoke(item, context)
+                        result = task.terms.invoke(item, context)
                     elif run.stopping or item.given_up:
                         close_unawaited(result)
                         raise TaskCancelledError(item.id)
@@ -500,7 +497,8 @@ class Lane:
                     pass
                 except BaseException as error:  # whatever a task raises is an outcome of it
                     if not run.coroutine_failed(worker, item, error):
-                        return self._go(worker)
+                        self._go(worker)
+                        return
                 else:
                     if not posted and locked(False):  # as in ``_work``
                         report(item, output, requests, self)
@@ -514,7 +512,7 @@ class Lane:
                         monitor.post(report, item, output, requests, None)
         finally:
             # As in ``_work``: the traceback of a task's error keeps this frame.
-            del self, run, context, take, stream, monitor, report, locked, unlock, posted, later
+            del self, run, context, report, now, ready, monitor, take, locked, unlock, posted, later, stream
             del item, task, result, variables, awaited, output, requests
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:

@@ -82,10 +82,10 @@ class Observer:
 
     # ---- its task runs --------------------------------------------------------------------------
 
-    def attempt_began(self, item: Item, now: float) -> None:
+    def attempt_began(self, item: Item) -> None:
         """No lock held."""
         if TaskStartEvent in self._wants:
-            self._monitor.post(self._tell, TaskStartEvent, now, item.task.name, item.id, item.attempt)
+            self._monitor.post(self._tell, TaskStartEvent, item.since, item.task.name, item.id, item.attempt)
         if self.trace is not None:
             item.where = where(item)
 

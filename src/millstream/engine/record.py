@@ -1,13 +1,12 @@
 """What became of a run: one row a task, read off what the run knows of its tasks, and the report of it.
 
-May import: lane, scheduler, report, values; and the run for its types.
+May import: states, report, values; and the run for its types.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from millstream.engine.lane import RunTask
 from millstream.engine.states import WORSE
 from millstream.report import Digest, RunReport, TaskReport
 from millstream.values import Status
@@ -43,16 +42,20 @@ class Failure:
         return kept
 
 
+#: What is told of all runs of a task, as they are kept: name, live, worst, runs, attempt, began, ended,
+#: output, failure. Nothing in it leads back to the run.
+Kept = tuple[str, int, Status | None, int, int, float | None, float | None, Any, Failure | None]
+
+
 class Row:
-    """What is to be told of all runs of a task; nothing in it leads back to the run."""
+    """What is to be told of all runs of a task."""
 
     __slots__ = ("attempt", "began", "ended", "failure", "output", "runs", "status")
 
-    def __init__(self, task: RunTask, status: Status) -> None:
+    def __init__(self, kept: Kept, status: Status) -> None:
         self.status = status
-        self.attempt, self.runs = task.attempt, task.runs
-        self.began, self.ended = task.began, task.ended
-        self.output, self.failure = task.output, task.failure
+        _, _, _, self.runs, attempt, self.began, self.ended, self.output, self.failure = kept
+        self.attempt = 0 if self.began is None else attempt
 
     def add(self, other: Row) -> None:
         """Two functions of one name were called: they share a row."""
@@ -68,22 +71,30 @@ class Row:
 class RunRecord:
     """What a report is made of, as things stand; after the end of a run, all that is kept of it."""
 
-    def __init__(self, run: FlowRun, rows: dict[str, Row], error: BaseException | None) -> None:
+    def __init__(self, run: FlowRun, error: BaseException | None) -> None:
         self.id, self.flow, self.metadata = run.id, run.plan.flow, dict(run.context.metadata)
         seen = run.observer
+        tasks: list[Any] = [*run.scheduler.tasks.values(), *run.scheduler.called]  # RunTasks, all of them
         self.began, self.ended, self.status = seen.began_at, seen.ended_at, run.status
-        self.rows = rows
         self.trace = None if seen.trace is None else tuple(seen.trace)
-        same = (row.failure for row in rows.values() if row.failure is not None and row.failure.error is error)
+        # Rows are made of these when somebody asks for a report.
+        self._kept: list[Kept] = [
+            (t.name, t.live, t.worst, t.runs, t.attempt, t.began, t.ended, t.output, t.failure) for t in tasks
+        ]
+        self._finished = run.finished
+        self._expected = set() if run.finished else {task.name for task in tasks if run.expects(task)}
+        self._failures = list(run.first_failures)
+        same = (failure for failure in self._failures if failure.error is error)
         self.failure = None if error is None else next(same, None) or Failure(error)
         self._wall = seen.wall(0.0)
         self._known = run.plan.known()
 
     def let_go(self) -> None:
         """Let go of the errors themselves. No lock held."""
-        for failure in [self.failure, *(row.failure for row in self.rows.values())]:
-            if failure is not None:
-                failure.digest()
+        for failure in self._failures:
+            failure.digest()
+        if self.failure is not None:
+            self.failure.digest()
 
     def report(self) -> RunReport:
         """Return the report. No lock held."""
@@ -102,34 +113,32 @@ class RunRecord:
                 None if row.failure is None else row.failure.digest().report(),
                 row.output,
             )
-            for name, row in sorted(self.rows.items(), key=lambda entry: place.get(entry[0], len(place)))
+            for name, row in sorted(self._rows().items(), key=lambda entry: place.get(entry[0], len(place)))
         }
         error = None if self.failure is None else self.failure.digest().report()
         created, finished = self._wall + self.began, wall(self.ended)
         return RunReport(self.id, self.flow, self.metadata, created, finished, self.status, tasks, self.trace, error)
 
+    def _rows(self) -> dict[str, Row]:
+        rows: dict[str, Row] = {}
+        for kept in self._kept:
+            name, status = kept[0], self._status(kept)
+            if status is None:
+                continue
+            row = Row(kept, status)
+            if name in rows:
+                rows[name].add(row)
+            else:
+                rows[name] = row
+        return rows
 
-def record_of(run: FlowRun, error: BaseException | None) -> RunRecord:
-    """Return what became of a run so far. Under its monitor."""
-    rows: dict[str, Row] = {}
-    for task in run.met:
-        status = _status(run, task)
-        if status is None:
-            continue
-        row = Row(task, status)
-        if task.name in rows:
-            rows[task.name].add(row)
-        else:
-            rows[task.name] = row
-    return RunRecord(run, rows, error)
-
-
-def _status(run: FlowRun, task: RunTask) -> Status | None:
-    """Return what is to be said of all runs of a task; None: it has no part in this run."""
-    if task.live and not run.finished:
-        return Status.RUNNING if task.began is not None else Status.PENDING
-    if task.worst is not None and (task.worst is not Status.SKIPPED or not task.runs):
-        return task.worst
-    if task.runs:
-        return Status.SUCCESS
-    return Status.PENDING if run.expects(task) else None
+    def _status(self, kept: Kept) -> Status | None:
+        """Return what is to be said of all runs of a task; None: it has no part in this run."""
+        name, live, worst, runs, _, began, *_ = kept
+        if live and not self._finished:
+            return Status.RUNNING if began is not None else Status.PENDING
+        if worst is not None and (worst is not Status.SKIPPED or not runs):
+            return worst
+        if runs:
+            return Status.SUCCESS
+        return Status.PENDING if name in self._expected else None

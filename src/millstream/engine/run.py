@@ -23,7 +23,7 @@ from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
 from millstream.engine.limits import Limits
 from millstream.engine.observe import Observer
-from millstream.engine.record import Failure, RunRecord, record_of
+from millstream.engine.record import Failure, RunRecord
 from millstream.engine.scheduler import Scheduler
 from millstream.engine.states import Call, Coalesced, Place, RunTerms, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
@@ -58,21 +58,6 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 OnError = Literal["raise", "continue", "log"]
 
 
-class Planned(Protocol):
-    """What a run needs to know of a task, and what is its own."""
-
-    name: str
-    terms: RunTerms
-    invoke: Callable[[Any, Any], Any]
-    expand: Callable[[Any, Any], Any] | None  #: for a task that is mapped: gives its ``Items``
-    required: tuple[str, ...]
-    reads_upstream: bool
-    node: int | None
-    routes: tuple[str, ...] | None
-
-    def payload(self, run: Any) -> Any: ...
-
-
 class Plan(Protocol):
     """What a run needs to know of its flow, as of the start of the run."""
 
@@ -87,8 +72,9 @@ class Plan(Protocol):
     graph: Graph | None
 
     @property
-    def planned(self) -> Mapping[str, Planned]: ...
-    def find(self, name: str) -> Planned | None: ...
+    def known_terms(self) -> Mapping[str, RunTerms]: ...
+    def terms(self, name: str) -> RunTerms | None: ...
+    def payload(self, run: Any) -> Any: ...
     def known(self) -> Iterable[str]: ...
     def has(self, name: str) -> bool: ...
     def workers(self, executor: Any, is_async: bool, loop: Any) -> Workers: ...
@@ -140,8 +126,8 @@ class FlowRun(Waiting):
         self.unasked: dict[Any, BaseException] = {}  #: failures of calls that nobody asked for yet
         self.owner: threading.Thread | None = None  #: whose work that is
         self.failures = 0  #: task runs that failed and did not end the run
+        self.first_failures: list[Failure] = []  #: of each task that has failed
         self._first: BaseException | None = None  # what the first of them raised
-        self.met: list[RunTask] = []  #: every task that it has heard of
         self.record: RunRecord | None = None  #: what became of it, after the end
         self.observer = Observer(id, plan.flow, plan.teller, self.clock, self.monitor, trace)
         self._loop = loop
@@ -150,11 +136,11 @@ class FlowRun(Waiting):
         self._errors: list[BaseException] = []
         self._error: BaseException | None = None
         self._status = self._status_at_end = RUNNING
-        self._planned = plan.planned
+        self._known_terms, self._watches = plan.known_terms, not self.observer.ends_unseen
         self._newest_lane: Any = None  # that of ``_newest_terms``
         self._newest_terms: RunTerms | None = None
         self._calls = 0  # submitted from outside
-        self._called: dict[Planned, RunTask] = {}  # tasks of submitted calls
+        self._called: dict[RunTerms, RunTask] = {}  # tasks of submitted calls
         self._driven: list[Workers] = []  # those that work in the thread that waits
         self._timers: list[Timer] = []
         self.idle_readers: list[Idle] = []  # tasks that wait for a chunk of this run
@@ -223,7 +209,7 @@ class FlowRun(Waiting):
     def report(self) -> RunReport:
         """Return what the run has done so far, one row a task; readable at any time, also after the end."""
         with self.monitor:
-            record = record_of(self, None) if self.record is None else self.record
+            record = RunRecord(self, None) if self.record is None else self.record
         return record.report()
 
     def cancel(self) -> None:
@@ -299,12 +285,10 @@ class FlowRun(Waiting):
             self._came_late(item)  # it was given up: what comes late changes nothing
             return
         scheduler, task = self.scheduler, item.task
-        if task.timeout is not None:
-            item.timer.cancel()
         joins, feed = False, None
-        if requests or task.routes is not None:
+        if requests or task.terms.routes is not None:
             try:
-                if task.routes is not None:
+                if task.terms.routes is not None:
                     requests = self._routed(item, output, requests)
                 if type(requests) is list:
                     joins = scheduler.check(requests, item)
@@ -315,7 +299,7 @@ class FlowRun(Waiting):
                 self._explain(item, error)
                 self._fail(item, error, FAILED)
                 return
-        if type(item.extra) is Place:
+        if item.extra is not None and type(item.extra) is Place:
             self._settle_part(item, output, requests, joins, feed)
             return
         name = task.name
@@ -344,8 +328,8 @@ class FlowRun(Waiting):
         if lane is None or len(self._lanes) > 1:
             self.dispatch(lane)
         elif (
-            lane.wanted < lane.burst
-            and lane.active + lane.wanted < lane.capacity
+            lane.active + lane.wanted < lane.capacity
+            and lane.wanted < lane.burst
             and (len(lane.ready) > 1 or lane.feeds)
         ):
             self._send_for(lane, 1)
@@ -379,12 +363,10 @@ class FlowRun(Waiting):
         if requests is None and getattr(item, "chose", False):
             return []
         if requests is None and not item.requested:
-            chosen = choice_of(task.name, output, task.routes)
+            chosen = choice_of(task.name, output, task.terms.routes)
             if chosen is None:
                 return None
-            planned = self.plan.find(task.name)
-            assert planned is not None, "it was called"
-            payload = planned.payload(item)
+            payload = self.plan.payload(item)
             # What a run of ``targets=`` leaves out may be chosen, and does not run.
             return [
                 NextTask(name, {"payload": payload if sent is NOTHING else sent})
@@ -396,7 +378,7 @@ class FlowRun(Waiting):
         return [each for each in requests if self.plan.has(each.id)] if type(requests) is list else requests
 
     def _refuse_no_route(self, item: Item, request: Any) -> None:
-        routes = item.task.routes
+        routes = item.task.terms.routes
         if routes is not None and isinstance(request, NextTask) and request.id not in routes:
             raise RouteError(item.task.name, request.id, routes)
 
@@ -417,7 +399,7 @@ class FlowRun(Waiting):
             if item.status is not RUNNING or self.stopping:
                 return
             self._refuse_no_route(item, request)
-            if item.task.routes is not None and not self.plan.has(request.id):
+            if item.task.terms.routes is not None and not self.plan.has(request.id):
                 item.chose = True  # something that this run leaves out
                 return
             scope = self._growing.get(item)
@@ -471,7 +453,7 @@ class FlowRun(Waiting):
         if timer is not None:
             timer.cancel()
             if item.limit is None:  # its time was up, and it was cancelled for that
-                error = TaskTimeoutError(item.id, item.task.timeout)
+                error = TaskTimeoutError(item.id, item.task.terms.timeout)
                 self._explain(item, error)
         withdrawn = isinstance(item.extra, Call) and item.extra.withdrawn
         if (self.stopping or withdrawn) and isinstance(error, TaskCancelledError | RunCancelledError):
@@ -549,6 +531,7 @@ class FlowRun(Waiting):
         """Keep the first failure of a task for the report."""
         if task.failure is None:
             task.failure = Failure(error)
+            self.first_failures.append(task.failure)
             if task.node is None:  # else what depends on it will have the error as its cause
                 self.monitor.later.append((task.failure.digest, ()))
 
@@ -632,9 +615,7 @@ class FlowRun(Waiting):
 
     # ---- submitted calls ------------------------------------------------------------------------
 
-    def submit_call(
-        self, call: Call, planned: Planned, needs: Iterable[Call], parent: Item | None, invoke: Callable[..., Any]
-    ) -> None:
+    def submit_call(self, name: str, call: Call, terms: RunTerms, needs: Iterable[Call], parent: Item | None) -> None:
         """A call is submitted, from inside of the task run ``parent`` or from outside.
 
         Raises:
@@ -645,12 +626,10 @@ class FlowRun(Waiting):
             parent = None  # a callback, or a thread that the task has left behind
         if given_up or self.stopping or (parent is None and not self.open):
             raise FlowClosedError(f"Run {self.id}")
-        task = self._called.get(planned)
+        task = self._called.get(terms)
         if task is None:
-            terms = planned.terms
             lane = self._lane(terms.executor, terms.is_async)
-            task = self._called[planned] = RunTask(self, lane, planned.name, terms, invoke, None, None)
-            self.met.append(task)
+            task = self._called[terms] = RunTask(lane, name, terms, None, watched=True)
             self.scheduler.called.append(task)
         if parent is None:
             self._calls += 1
@@ -697,23 +676,19 @@ class FlowRun(Waiting):
 
     def began(self, item: Item) -> None:
         """An attempt of a task that is watched begins. Called by its worker, no lock held."""
-        task = item.task
-        now = item.since = self.clock.now()
-        if task.began is None:
-            task.began = now
+        task, now = item.task, item.since
         task.attempt = item.attempt
-        if self.observer.ends_unseen and task.terms.unseen and item.extra is None:
-            task.watched = False  # the first one was all that there was to know
-            return
-        self.observer.attempt_began(item, now)  # first: nothing that comes of it may be told before
-        if task.timeout is not None:
-            item.limit = now + task.timeout
+        self.observer.attempt_began(item)  # first: nothing that comes of it may be told before
+        if task.terms.timeout is not None:
+            item.limit = now + task.terms.timeout
             item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
         if task.terms.uses:
             self.plan.limits.began(item, now)
 
     def _attempt_succeeded(self, item: Item, output: Any) -> None:
         """An attempt of a task that is watched succeeded."""
+        if item.task.terms.timeout is not None:
+            item.timer.cancel()
         self._give_back([item])
         if isinstance(item.extra, Call):
             item.extra.succeed(self, output)
@@ -722,7 +697,9 @@ class FlowRun(Waiting):
 
     def _attempt_failed(self, item: Item, error: BaseException, delay: float | None, status: Status) -> None:
         """An attempt failed, or was cancelled or given up while it ran."""
-        task = item.task
+        task, timer = item.task, getattr(item, "timer", None)
+        if timer is not None:
+            timer.cancel()
         if delay is None:
             task.ended = self.clock.now()
         if isinstance(item.extra, Call):
@@ -808,7 +785,7 @@ class FlowRun(Waiting):
         """The code of an attempt does not stop: go on without it."""
         if item.status is not RUNNING:
             return
-        error = TaskTimeoutError(item.id, item.task.timeout)
+        error = TaskTimeoutError(item.id, item.task.terms.timeout)
         self._explain(item, error)
         self._dismiss(item)
         if not self._tries_again(item, error, ABANDONED):
@@ -943,11 +920,10 @@ class FlowRun(Waiting):
             later.extend((wake, ()) for wake in self.stream_buffer.close())
         self.observer.run_ended(self._status, why)
         later.append((self.observer.deliver, (self.announce,)))
-        self._lanes, self._newest_lane = {}, None
-        self.scheduler.forget()
-        self.record = record_of(self, why)
+        self.record = RunRecord(self, why)
         later.append((self.record.let_go, ()))
-        self.met, self._called = [], {}
+        self.scheduler.forget()
+        self._lanes, self._newest_lane, self._called = {}, None, {}
 
     def announce(self) -> None:
         """Tell everybody who waits for the end; no lock held."""
@@ -997,16 +973,15 @@ class FlowRun(Waiting):
 
     def _meet(self, name: str) -> RunTask | None:
         """The scheduler meets a task: find out how it is called, and in which lane."""
-        planned = self._planned.get(name) or self.plan.find(name)
-        if planned is None:
+        terms = self._known_terms.get(name) or self.plan.terms(name)
+        if terms is None:
             return None
-        terms = planned.terms
         lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)
-        if planned.expand is not None:
-            return self._meet_map(planned, lane)
-        task = RunTask(self, lane, planned.name, terms, planned.invoke, planned.routes, planned.node)
-        task.required, task.reads_upstream = planned.required, planned.reads_upstream
-        self.met.append(task)
+        graph = self.plan.graph
+        node = None if graph is None else graph.node(name)
+        task = RunTask(lane, name, terms, node, watched=self._watches or not terms.unseen)
+        if terms.each is not None:
+            task.each = RunTask(lane, name, terms.each, None, watched=True)
         return task
 
     def _lane_for(self, terms: RunTerms) -> Lane:
@@ -1014,25 +989,6 @@ class FlowRun(Waiting):
         lane = self._newest_lane = self._lane(terms.executor, terms.is_async)
         self._newest_terms = terms
         return lane
-
-    def _meet_map(self, planned: Planned, lane: Lane) -> RunTask:
-        """The task and its items: the gates, the timeout and the retries are for the items."""
-        terms, expand = planned.terms, planned.expand
-        assert expand is not None, "it is mapped"
-        plain = RunTerms(
-            terms.executor,
-            is_async=terms.is_async,
-            timeout=None,
-            retry=None,
-            collects=terms.collects,
-            on_dep_failure=terms.on_dep_failure,
-            priority=terms.priority,
-        )
-        task = RunTask(self, lane, planned.name, plain, expand, None, planned.node)
-        task.required, task.reads_upstream = planned.required, planned.reads_upstream
-        task.each = RunTask(self, lane, planned.name, terms, planned.invoke, planned.routes, None)
-        self.met.append(task)
-        return task
 
     def _lane(self, executor: Any, is_async: bool) -> Lane:
         key = (id(executor), is_async)

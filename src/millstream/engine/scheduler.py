@@ -98,8 +98,9 @@ class Scheduler:
         self.tasks: dict[str, TaskState] = {}  #: the tasks that this run has met so far
         self.called: list[TaskState] = []  #: the tasks of submitted calls
         self._roots: dict[str, TaskState] = {}  #: of those, the first of each name that no task of the flow has
-        self._nodes: dict[int, TaskState] = {}  #: the tasks with edges, by their number in the graph
         self.edges = None if graph is None else Edges(graph)
+        #: The tasks with edges that it has met, by their number in the graph.
+        self._nodes: list[TaskState | None] = [] if graph is None else [None] * len(graph.names)
         self.under_way = 0  #: dispatched, and their outcome not reported
         self.pending: set[TaskRun] = set()  #: joins and calls that wait for others, and maps for their items
         self.held: Held = []  #: not allowed to start yet by ``max_parallel``
@@ -144,7 +145,7 @@ class Scheduler:
         """
         self.check(requests)
         if self.edges is not None:
-            self._activate(requests)
+            self.edges.begin([node for node in map(self._node_of, requests) if node is not None])
         for position, request in enumerate(requests):
             self._request(request, hash((0, position)), None, None)
         self._work_off()
@@ -169,7 +170,7 @@ class Scheduler:
             if request.id is not met:  # a fan-out asks for one task again and again
                 met = request.id
                 task = self.tasks.get(met) or self._meet(met)
-                required = task.required
+                required = task.terms.required
                 if task.node is not None and self.edges is not None and not self.edges.met[task.node]:
                     nodes.append(task.node)
             if required:
@@ -177,9 +178,10 @@ class Scheduler:
             if request.join:
                 joins = True
         if nodes and self.edges is not None:  # whether what edges lead to can be called must be known now
-            for node in sorted(self.edges.graph.after(nodes)):
-                if node not in self._nodes:
-                    self._meet(self.edges.graph.names[node])
+            graph, met_nodes = self.edges.graph, self._nodes
+            for node in graph.after(nodes):
+                if met_nodes[node] is None:
+                    self._meet(graph.names[node])
         limit = self._max_task_runs
         if limit is not None and self.scheduled + len(requests) > limit:
             self._refuse_beyond(limit, requests, asker, joins and (asker is None or not all(r.join for r in requests)))
@@ -201,6 +203,12 @@ class Scheduler:
         if task.gated:
             self._passed_on(task)
         scope = run.scope
+        if requests is None and scope is None and run.extra is None and not (task.watches or run.requested):
+            # The usual case: nothing but the edges that the flow declares can come of it.
+            followed = task.node is not None and self._edges_follow(run, output, True)
+            if self._agenda or self.held:
+                self._work_off()
+            return not followed
         if scope is not None and run.slot is not None and scope.outputs is not None and run.slot >= 0:
             scope.outputs[run.slot] = output
         earlier = list(task.watches) if task.watches else NO_WATCHES  # its own requests do not wait for it
@@ -330,7 +338,7 @@ class Scheduler:
 
     def forget(self) -> None:
         """The run has ended: let go of everything, so that nothing refers to it in a circle."""
-        self.tasks, self.called, self._nodes, self._roots = {}, [], {}, {}
+        self.tasks, self.called, self._nodes, self._roots = {}, [], [], {}
         self.edges = None
         self._find, self._known = _no_task, tuple
 
@@ -480,7 +488,10 @@ class Scheduler:
 
     def _state_of(self, node: int) -> TaskState:
         assert self.edges is not None, "only a graph has nodes"
-        return self._nodes.get(node) or self._meet(self.edges.graph.names[node])
+        return self._nodes[node] or self._meet(self.edges.graph.names[node])
+
+    def _node_of(self, request: NextTask) -> int | None:
+        return self.tasks[request.id].node
 
     def _states(self) -> Iterable[TaskState]:
         for task in (*self.tasks.values(), *self.called):
@@ -496,7 +507,7 @@ class Scheduler:
 
     def _lacking(self, task: TaskState, inputs: Mapping[str, Any] | None, join: bool) -> str | None:
         """Return a required parameter that nothing fills, or None."""
-        for name in task.required:
+        for name in task.terms.required:
             if inputs is not None and (name in inputs or name == "payload"):
                 continue
             if (name == "payload" and join) or self._depends_on(task, name):
@@ -518,7 +529,7 @@ class Scheduler:
         if task.node is None or self.edges is None:
             return False
         graph = self.edges.graph
-        coming = graph.after(graph.number[r.id] for r in requests if r.id in graph.number)
+        coming = set(graph.after(graph.number[r.id] for r in requests if r.id in graph.number))
         return any(need in coming and name in ("payload", graph.names[need]) for need in graph.declared[task.node])
 
     def _refuse_beyond(self, limit: int, requests: Sequence[NextTask], asker: TaskRun | None, joined: bool) -> None:
@@ -537,8 +548,7 @@ class Scheduler:
     def _activate(self, requests: Iterable[NextTask]) -> None:
         """What a list asks for is pending before any of it is made: its tasks may depend on each other."""
         assert self.edges is not None, "only a graph has nodes"
-        for request in requests:
-            node = self.tasks[request.id].node
+        for node in map(self._node_of, requests):
             if node is not None:
                 self.edges.activate(node)
 
@@ -582,7 +592,7 @@ class Scheduler:
             run.upstream = []
         if task.node is not None:
             self._wait_for_edges(run, asker)
-        elif self._max_parallel is None and not task.gated:
+        elif self._max_parallel is None and not (task.gated or run.priority):
             self.under_way += 1
             task.queue.put(run)
         else:
@@ -630,7 +640,7 @@ class Scheduler:
         if request.priority is not None:
             run.priority = request.priority
         if task.node is not None and self.edges is not None:
-            self.edges.unexpect(task.node)
+            self.edges.claim(task.node)
         self.scheduled += 1
         scope.joins.append(run)
         self.pending.add(run)
@@ -651,7 +661,7 @@ class Scheduler:
         edges, node = self.edges, run.task.node
         assert edges is not None, "only a graph has nodes"
         edges.activate(node)
-        edges.unexpect(node)
+        edges.claim(node)
         # What a router chose waits for the other routers, too: they may choose the same.
         routers = asker is not None and asker.task.node in edges.graph.routers[node]
         if edges.holds(node, routers=routers):
@@ -705,18 +715,22 @@ class Scheduler:
 
     def _dispatch(self, run: TaskRun) -> None:
         if self._max_parallel is None:
-            self.under_way += 1
-            run.task.queue.put(run)
+            self._stand_in_line(run)
         else:
             heappush(self.held, (-run.priority, run.order, run))  # ``_work_off`` admits
+
+    def _stand_in_line(self, run: TaskRun) -> None:
+        self.under_way += 1
+        if run.priority:
+            run.task.queue.rank(run)
+        else:
+            run.task.queue.put(run)
 
     def _admit(self) -> None:
         """Dispatch what ``max_parallel`` held back, as far as it allows now."""
         limit = self._max_parallel
         while self.held and limit is not None and self.under_way - self._blocked < limit:
-            run = heappop(self.held)[2]
-            self.under_way += 1
-            run.task.queue.put(run)
+            self._stand_in_line(heappop(self.held)[2])
 
     # ---- inside: what an end unlocks ------------------------------------------------------------
 
@@ -767,9 +781,9 @@ class Scheduler:
         """A task with edges succeeded; return whether it followed one."""
         edges, node, task = self.edges, run.task.node, run.task
         assert edges is not None, "only a graph has nodes"
-        if follow and not task.live and run.scope is None and edges.is_simple(node) and not self.stopped:
+        if edges.plain and follow and not (task.live or self.stopped) and run.scope is None:
             for there in edges.pass_on(node, output):
-                self._follow_edge(self._nodes[there], there)
+                self._follow_plain(self._nodes[there], there)
             return bool(edges.graph.followers[node])
         edges.succeeded(node, output, follow=follow)
         followed = follow and bool(edges.graph.followers[node])
@@ -802,7 +816,7 @@ class Scheduler:
         todo = deque([node])
         while todo:
             node = todo.popleft()
-            if self._nodes[node].live:
+            if self._state_of(node).live:
                 continue
             decide = [node] if edges.expected[node] or edges.over(node) else edges.leave(node)
             todo.extend(there for there in decide if self._decide(there))
@@ -847,6 +861,20 @@ class Scheduler:
         if not task.runs:
             self._never(task, SKIPPED, None, reason)
 
+    def _follow_plain(self, task: Any, node: int) -> None:
+        """Make the task run that plain edges lead to: as ``_follow_edge``, where nothing is special."""
+        if not task.terms.bare or self._max_parallel is not None or self._max_task_runs is not None:
+            self._follow_edge(task, node)
+            return
+        run = self._make(task, 1, None, hash((1, node, task.static)), self.scheduled, None, None)
+        task.static += 1
+        task.count = task.count or 1
+        task.live += 1
+        task.inputs = None
+        self.scheduled += 1
+        self.under_way += 1
+        task.queue.put(run)
+
     def _follow_edge(self, task: TaskState, node: int) -> None:
         """Make the task run that the edges lead to."""
         edges = self.edges
@@ -864,16 +892,13 @@ class Scheduler:
         self.scheduled += 1
         if scope is not None:
             scope.open += 1
-        if task.reads_upstream:
+        if task.terms.reads_upstream:
             run.needs = edges.upstream(node)
-        lacking = self._lacking(task, None, False) if task.required else None
+        lacking = self._lacking(task, None, False) if task.terms.required else None
         if lacking is not None:
             error = BindingError(task.name, lacking, run.needs or ())
             self.outbox.append(Settled(task, run, FAILED, error, str(error)))
             self._ended(run, FAILED)
-        elif self._max_parallel is None and not task.gated:
-            self.under_way += 1
-            task.queue.put(run)
         else:
             self._pass(run)
 

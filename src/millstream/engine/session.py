@@ -24,7 +24,7 @@ from millstream.values import Status
 
 if TYPE_CHECKING:
     from millstream.engine.lane import Item
-    from millstream.engine.run import Planned
+    from millstream.engine.states import RunTerms
     from millstream.engine.stream import Chunks
 
 R = TypeVar("R")
@@ -283,7 +283,7 @@ def call_invoke(item: Item, context: Any) -> Any:
 
 def submit_call(
     run: FlowRun,
-    planned: Planned,
+    terms: RunTerms,
     shape: CallShape,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
@@ -309,7 +309,7 @@ def submit_call(
     call = Submitted(fn, shape, args, kwargs, handle)
     handle._call = call
     with run.monitor:
-        run.submit_call(call, planned, needs, parent, call_invoke)
+        run.submit_call(shape.name, call, terms, needs, parent)
         handle.id = call.id
     run.work_on(handle)
     return handle

@@ -6,7 +6,7 @@ May import: ready, values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from millstream.engine.ready import Ready
@@ -41,37 +41,57 @@ NO_WATCHES: list[Watch] = []
 class Terms:
     """How the runs of a task are to be treated; tasks that are alike share one."""
 
-    __slots__ = ("collects", "gated", "max_parallel", "on_dep_failure", "priority", "uses")
+    __slots__ = (
+        "bare", "collects", "gated", "max_parallel", "on_dep_failure", "priority", "reads_upstream", "required", "uses",
+    )  # fmt: skip
 
     def __init__(
         self,
         *,
         collects: bool = False,
+        required: tuple[str, ...] = (),
+        reads_upstream: bool = True,
         on_dep_failure: OnDepFailure = "fail",
         max_parallel: int | None = None,
         uses: tuple[str, ...] = (),
         priority: int = 0,
     ) -> None:
         self.collects = collects  #: as a join, it reads the outputs of its siblings
+        self.required = required  #: parameters that inputs or dependencies must fill
+        self.reads_upstream = reads_upstream  #: it takes what its dependencies gave
         self.on_dep_failure = on_dep_failure
         self.max_parallel = max_parallel  #: task runs of it dispatched and not blocked at once
         self.uses = uses  #: names of limits that each of its attempts holds
         self.priority = priority
         self.gated = max_parallel is not None or bool(uses)
+        #: When edges lead to it, all that its run takes is a worker.
+        self.bare = not (self.gated or required or reads_upstream or priority)
 
 
 class RunTerms(Terms):
     """The same for the driver: how its runs are called."""
 
-    __slots__ = ("executor", "is_async", "retry", "timeout", "unseen")
+    __slots__ = ("each", "executor", "invoke", "is_async", "retry", "routes", "timeout", "unseen")
 
     def __init__(
-        self, executor: Any, *, is_async: bool, timeout: float | None, retry: Retry | None, **terms: Any
+        self,
+        executor: Any,
+        invoke: Callable[[Any, Any], Any],
+        *,
+        is_async: bool,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        routes: tuple[str, ...] | None = None,
+        each: RunTerms | None = None,
+        **terms: Any,
     ) -> None:
         super().__init__(**terms)
         self.executor = executor  #: one of ``executors.base``
+        self.invoke = invoke  #: calls it for a task run and a context
         self.is_async = is_async
         self.timeout, self.retry = timeout, retry
+        self.routes = routes  #: what it may choose; None for a task that is no router
+        self.each = each  #: for a task that is mapped: the terms of its items, which ``invoke`` gives
         self.unseen = not (self.uses or retry or timeout)  #: its attempts by themselves need no watching
 
 
@@ -79,26 +99,15 @@ class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
     __slots__ = (
-        "blocked", "busy", "count", "each", "gated", "held", "inputs", "live", "name", "node", "priority", "queue",
-        "reads_upstream", "required", "runs", "static", "terms", "watches", "worst",
+        "blocked", "busy", "count", "each", "gated", "held", "inputs", "live", "name", "node", "queue", "runs",
+        "static", "terms", "watches", "worst",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        name: str,
-        queue: Ready,
-        terms: Terms,
-        node: int | None = None,
-        required: tuple[str, ...] = (),
-        reads_upstream: bool = True,
-    ) -> None:
+    def __init__(self, name: str, queue: Ready, terms: Terms, node: int | None = None) -> None:
         self.name = name
         self.queue = queue  #: the ready queue that its task runs go to
         self.terms = terms
         self.node = node  #: its number in the graph; None without edges
-        self.required = required  #: parameters that inputs or dependencies must fill
-        self.reads_upstream = reads_upstream  #: it takes what its dependencies gave
-        self.priority = terms.priority
         self.each: TaskState | None = None  #: for a task that is mapped over items: those
         self.live = 0  #: task runs pending or under way
         self.runs = 0  #: task runs that have ended
@@ -108,7 +117,7 @@ class TaskState:
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
         self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
         self.gated = terms.gated
-        if terms.gated:  # else nobody looks at these
+        if self.gated:  # else nobody looks at these
             self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
             self.busy = 0  #: let through by that gate, and not over
             self.blocked = 0  #: of these, how many wait for a value
@@ -154,7 +163,7 @@ class TaskRun:
         self.slot = slot  #: its place among the outputs that a join collects; -1: a sibling without one
         self.status = PENDING
         self.attempt = 1
-        self.priority = task.priority
+        self.priority = task.terms.priority
         self.requested = 0  #: how many requests it has made
         self.upstream: list[Any] | None = None  #: for a join, the outputs of its siblings
         self.needs: dict[str, Any] | None = None  #: the outputs of its dependencies by name
