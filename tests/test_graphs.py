@@ -556,7 +556,7 @@ def test_an_item_of_a_flow_is_its_task(inline):
 
     item = inline["double"]
     assert item(4) == 8
-    assert (item.name, item.fn, item.options.timeout) == ("double", double, 5)
+    assert (item.name, item.fn, item.timeout) == ("double", double, 5)
     with Flow("inline") as other:
         other.add(item)
         assert other.run("double", {"n": 2}) == {"double": 4}

@@ -342,7 +342,7 @@ def test_r33_what_the_options_allow_at_their_ends():
         flow.add_task("c", lambda: 1, retries=3, backoff="none", backoff_base=0, backoff_max=0, retry_on=(OSError,))
         flow.add_task("d", lambda: 1, retry=Retry(1, jitter=1, max_delay=0), uses=iter(["api"]))
         assert flow.run(["a", "b", "c", "d"]) == {"a": 1, "b": 1, "c": 1, "d": 1}
-        assert flow["b"].options.uses == ("db",)
+        assert flow["b"].uses == ("db",)
 
 
 # ---- R41 --------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def test_r12_one_function_in_two_flows_and_under_two_names_shares_nothing(execut
             flow.add_task("second", work, timeout=WATCHDOG)
             flow.add_task("both", lambda ctx: [NextTask("first", {"n": 1}), NextTask("second", {"n": 2})])
             flow.add_task("in turn", lambda ctx: NextTask("second", {"n": 3}))
-        assert one["first"].options.timeout is None
+        assert one["first"].timeout is None
 
         results = one.run("both")
         assert results["first"] == (1, None)

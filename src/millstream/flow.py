@@ -246,7 +246,7 @@ class Flow:
         self._newest: weakref.ref[FlowRun] | None = None  # the run that was started last
         self._record: RunRecord | None = None  # what became of it, once it has ended
         self._callables: weakref.WeakKeyDictionary[Any, tuple[RunTerms, CallShape]] = weakref.WeakKeyDictionary()
-        self._called: dict[Any, RunTerms] = {}  # how calls of one name and the same options are called
+        self._called: dict[tuple[str, bool], RunTerms] = {}  # how functions of one name are called
         self._session: Session | None = None  # the one that a ``with`` block has opened
         self._entered: list[Token[Any]] = []
         self._context: Context[Any] | None = context
@@ -459,7 +459,7 @@ class Flow:
         return names
 
     def _register(self, task: Task[..., Any], replace: bool) -> None:
-        if not task.options.plain:
+        if not task.plain:
             self._check_for_flow(task)
         with self._lock:
             if self._closed:
@@ -475,8 +475,8 @@ class Flow:
 
     def _check_for_flow(self, task: Task[..., Any]) -> None:
         """Refuse options that this flow cannot serve."""
-        self._executors.check(task.options.executor)
-        for name in task.options.uses:
+        self._executors.check(task.executor)
+        for name in task.uses:
             if name not in self._limits_given:
                 given = ", ".join(self._limits_given) or "none"
                 raise ValueError(
@@ -727,12 +727,14 @@ class Flow:
         task = fn if isinstance(fn, Task) else Task(name_of(fn), fn)
         self._check_for_flow(task)
         shape = CallShape(task.name, *Binding(task.fn).call_shape())
-        key = (task.name, shape.is_async, task.options if isinstance(fn, Task) else None)
-        terms = self._called.get(key)
-        if terms is None:
-            executor = self._executors.get(task.options.executor)
-            terms = self._called[key] = terms_of_calls(task, executor, call_invoke, is_async=shape.is_async)
-        return terms, shape
+        key = (task.name, shape.is_async)
+        known = None if task is fn else self._called.get(key)
+        if known is None:
+            executor = self._executors.get(task.executor)
+            known = terms_of_calls(task, executor, call_invoke, is_async=shape.is_async)
+            if task is not fn:
+                self._called[key] = known
+        return known, shape
 
     # ---- many runs ----------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def terms_of(
     task: Task[..., Any], binding: Binding, executor: Executor, needs: Sequence[str], routes: tuple[str, ...] | None
 ) -> RunTerms:
     """Return how runs call and treat a task of a flow."""
-    over, adapted = task.options.for_each, executor.adapt(task.name, task.fn, binding.takes_context)
+    over, adapted = task.for_each, executor.adapt(task.name, task.fn, binding.takes_context)
     return _terms(
         task,
         executor,
@@ -57,16 +57,15 @@ def _terms(
     expand: Invoke | None = None,
     **facts: Any,
 ) -> RunTerms:
-    options = task.options
-    facts |= {"is_async": is_async, "on_dep_failure": options.on_dep_failure, "priority": options.priority}
+    facts |= {"is_async": is_async, "on_dep_failure": task.on_dep_failure, "priority": task.priority}
     terms = RunTerms(
         executor,
         invoke,
         routes=routes,
-        timeout=options.timeout,
-        retry=options.retry,
-        max_parallel=options.max_parallel,
-        uses=options.uses,
+        timeout=task.timeout,
+        retry=task.retry,
+        max_parallel=task.max_parallel,
+        uses=task.uses,
         **facts,
     )
     # Of a task that is mapped the gates, the timeout and the retries are for the items.
@@ -119,11 +118,9 @@ class Registry:
 
     def add(self, task: Task[..., Any]) -> Task[..., Any] | None:
         """Register a task; return the one of that name whose place it takes, if any."""
-        tasks, name = self.tasks, task.name
-        old = tasks.get(name)
-        tasks[name] = task
-        if self._bindings:
-            self._bindings.pop(name, None)
+        name = task.name
+        old = self.tasks.get(name)
+        self.tasks[name] = task
         if not self._fresh:
             self._forget()
         return old
@@ -147,12 +144,11 @@ class Registry:
 
     def binding(self, name: str) -> Binding:
         """Return how the parameters of a task are filled."""
-        binding = self._bindings.get(name)
-        if binding is None:
+        binding, fn = self._bindings.get(name), self.tasks[name].fn
+        if binding is None or binding.fn is not fn:
             # Reading signatures takes a large module, which is loaded with the first task.
             from millstream.binding import Binding
 
-            fn = self.tasks[name].fn
             newest = self._newest_binding  # a function is often registered under many names
             binding = newest if newest is not None and newest.fn is fn else Binding(fn)
             self._bindings[name] = self._newest_binding = binding
@@ -173,13 +169,13 @@ class Registry:
             self._fresh = False
             found: list[Exception] = []
             needs = {
-                name: self._needs_of(task, found) if task.options.needs is None else task.options.needs
+                name: self._needs_of(task, found) if task.needs is None else task.needs
                 for name, task in self.tasks.items()
             }
             routes = {
-                name: self._resolve(task, "routes", task.options.routes, found)
+                name: self._resolve(task, "routes", task.routes, found)
                 for name, task in self.tasks.items()
-                if task.options.routes is not None
+                if task.routes is not None
             }
             unknown: set[str] = set()
             for edge in self.edges:
@@ -198,11 +194,10 @@ class Registry:
         return self._names
 
     def _needs_of(self, task: Task[..., Any], found: list[Exception]) -> tuple[str, ...]:
-        options = task.options
-        over = options.for_each
+        over = task.for_each
         mapped = () if over is None or over.startswith("$") else (over,)
-        if options.depends_on is not None:
-            needs = self._resolve(task, "depends_on", options.depends_on, found)
+        if task.depends_on is not None:
+            needs = self._resolve(task, "depends_on", task.depends_on, found)
         elif mapped or self._may_infer(task):
             needs = tuple(n for n in self.binding(task.name).inferable if n in self.tasks and n != task.name)
         else:
@@ -289,7 +284,7 @@ class Registry:
         for name, needs in self.dependencies.items():
             if not needs or name in targets:
                 continue  # inputs may come with a start, or a choice
-            mapped = self.tasks[name].options.for_each is not None
+            mapped = self.tasks[name].for_each is not None
             for parameter in self.binding(name).required(needs, mapped=mapped):
                 if parameter not in needs and parameter != "payload":
                     found.append(BindingError(name, parameter, needs))
@@ -357,12 +352,12 @@ class Registry:
             if name in found:
                 continue
             task = tasks[name]
-            plain = task.options.plain and name not in routes
+            plain = task.plain and name not in routes
             known = alike.get(id(task.fn)) if plain else None
             if known is not None and (known[0].takes_nothing or known[0].is_plain(needs[name])):
                 found[name] = known[1]
                 continue
-            binding, executor = self.binding(name), executors.get(task.options.executor)
+            binding, executor = self.binding(name), executors.get(task.executor)
             terms = found[name] = terms_of(task, binding, executor, needs[name], routes.get(name))
             if plain and binding.is_plain(needs[name]) and not executor.adapts:
                 alike[id(task.fn)] = binding, terms
@@ -372,7 +367,7 @@ class Registry:
     def resolved_task(self, name: str, fn: Callable[..., Any] | None = None) -> Task[..., Any]:
         """Return a task with its edges as names; with ``fn`` in place of its function."""
         task = self.tasks[name]
-        options = task.options.to_dict() | {"depends_on": self.dependencies[name], "routes": self.routes.get(name)}
+        options = task.given() | {"depends_on": self.dependencies[name], "routes": self.routes.get(name)}
         if fn is not None and getattr(fn, CONSTANT, False):
             options["for_each"] = None  # a constant is the whole output
         return Task(name, task.fn if fn is None else fn, **options)

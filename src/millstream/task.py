@@ -186,15 +186,7 @@ class TaskOptions(TypedDict, total=False):
 
 
 class Options:
-    """The options of a task, checked where they enter; those that are not given have the values below.
-
-    Args:
-        task: the name of the task.
-        given: its options by name; None is the same as to leave an option out.
-
-    Raises:
-        TypeError, ValueError: a bad value; an unknown option is refused with the nearest of ours.
-    """
+    """The options of a task, checked where they enter; those that are not given have the values below."""
 
     #: Where this task is called: ``"thread"``, ``"asyncio"``, ``"inline"`` or an executor object. None:
     #: where the flow calls its tasks.
@@ -242,12 +234,21 @@ class Options:
         "backend": "executor", "timeout_s": "timeout", "deps": "depends_on", "limits": "uses",
     }  # fmt: skip
 
-    def __init__(self, task: str, given: Mapping[str, Any]) -> None:
-        short = {}
+    def _take(self, task: str, given: Mapping[str, Any]) -> bool:
+        """Check and keep the options of the task of that name; return ``plain``.
+
+        None is the same as to leave an option out.
+        """
+        short, plain = {}, True
         for option, value in given.items():
             if option == "depends_on" and type(value) is list:  # large graphs have thousands of these
-                self._depend_on(value, task)
-                continue
+                for name in value:
+                    if type(name) is not str:
+                        break
+                else:
+                    names = value if len(set(value)) == len(value) else dict.fromkeys(value)
+                    self.depends_on = self.needs = tuple(names)
+                    continue
             if option in self.SHORT or option == "retry":
                 short[option] = value
             elif option in CHECKS:
@@ -258,31 +259,22 @@ class Options:
             elif value is not None:
                 self.executor = value  # the flow knows which there are
             if option not in EDGES and value is not None:
-                self.plain = False
+                self.plain = plain = False
         if short:
             from millstream.policies import Retry
 
             self.retry = Retry.of(task, **short)
-        if not self.plain and self.for_each is not None:
+        if not plain and self.for_each is not None:
             self.needs = None  # that may be one, too
+        return plain
 
-    def _depend_on(self, names: list[Any], task: str) -> None:
-        for name in names:
-            if type(name) is not str:
-                self.depends_on = task_names(names, f"depends_on of task {task}")
-                return
-        if len(names) > 1 and len(set(names)) < len(names):
-            names = list(dict.fromkeys(names))
-        self.depends_on = self.needs = tuple(names)
-
-    def to_dict(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """Return the options as keyword arguments, those of retrying as one ``retry``."""
         return {name: getattr(self, name) for name in self.KEPT}
 
 
 #: Options that say nothing of how a task's runs are treated.
 EDGES = frozenset({"depends_on", "description", "routes"})
-NO_OPTIONS = Options("", {})
 
 
 def _check_timeout(value: Any, what: str) -> Any:
@@ -308,13 +300,17 @@ def _check_for_each(value: Any, what: str) -> Any:
     return value
 
 
-class Task(Generic[P, R]):
+class Task(Options, Generic[P, R]):
     """A named callable with its options. Calling it calls the function, without any engine.
 
     Attributes:
         name: what it is called in a flow.
         fn: the callable.
-        options: how it is run.
+
+    Its options are attributes as well; ``Options`` says what they mean.
+
+    Raises:
+        TypeError, ValueError: a bad name, callable or value; an unknown option is refused with the nearest of ours.
     """
 
     def __init__(self, name: str, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
@@ -327,13 +323,12 @@ class Task(Generic[P, R]):
             raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
         self.name = name
         self.fn = fn
-        self.options = given = Options(name, options) if options else NO_OPTIONS
-        if not given.plain and given.executor in ("thread", "process"):
+        if options and not self._take(name, options) and self.executor in ("thread", "process"):
             from millstream.binding import is_async  # only then, for it is large
 
             if is_async(fn):
                 raise TypeError(
-                    f"Task {name} is async, and executor={given.executor!r} cannot await it: "
+                    f"Task {name} is async, and executor={self.executor!r} cannot await it: "
                     "leave executor out, and an event loop does."
                 )
 
@@ -416,7 +411,7 @@ def task(name: Any = None, **options: Any) -> Any:
     ``Options`` for these. The name is the function's unless one is given.
 
     Raises:
-        TypeError, ValueError: as ``Options``.
+        TypeError, ValueError: as ``Task``.
     """
     if name is not None and not isinstance(name, str):
         return _wrapping(Task(name_of(name), name, **options))

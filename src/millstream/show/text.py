@@ -20,7 +20,7 @@ def drawn(flow: str, tasks: Mapping[str, Task[..., Any]], dependencies: Names, r
             line += f" << {', '.join(dependencies[name])}"
         if routes.get(name):
             line += f" ? {' | '.join(routes[name])}"
-        description = tasks[name].options.description
+        description = tasks[name].description
         lines.append(line if description is None else f"{line}  ({description})")
     return "\n".join(lines)
 
