@@ -36,10 +36,9 @@ class Story:
         self.terminal: dict[str, object] = {}
         self.scheduler = Scheduler(self.find, known=lambda: ("a", "b"), **options)
 
-    def find(self, name):
+    def find(self, name, node):
         if name == "nope":
             return None
-        node = None if self.graph is None else self.graph.number.get(name)
         facts = {"collects": name == "sum", "required": ("number",) if name == "picky" else ()}
         return TaskState(name, self.queue, Terms(**facts | self.tasks.get(name, {})), node)
 
@@ -1659,8 +1658,8 @@ class Maps(Story):
         self.items = items or {}
         super().__init__(**options)
 
-    def find(self, name):
-        task = super().find(name)
+    def find(self, name, node):
+        task = super().find(name, node)
         if name == "m":
             task.each = TaskState(name, self.queue, Terms(**self.items))
         return task

@@ -296,7 +296,7 @@ class AnyOrder(RuleBasedStateMachine):
         queues = {name: Ready() for name in ("a", "c")}  # two lanes: a and b, c and sum
         self.queues = list(queues.values())
 
-        def find(name):
+        def find(name, node):
             if name not in NAMES:
                 return None
             terms = Terms(collects=name in COLLECTS, on_dep_failure=POLICIES[name])

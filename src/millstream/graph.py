@@ -28,16 +28,17 @@ class Graph:
 
     __slots__ = (
         "_after",
+        "_declared",
+        "_given",
         "_has_circles",
         "_in_order",
+        "_needs",
         "_rooted",
         "_whole",
-        "declared",
         "followers",
         "loops",
         "members",
         "names",
-        "needs",
         "number",
         "roots",
         "routers",
@@ -48,20 +49,18 @@ class Graph:
     def __init__(self, dependencies: Names, routes: Names) -> None:
         self.names: Sequence[str] = list(dependencies)
         self.number = number = dict(zip(self.names, range(len(self.names)), strict=True))
-        self._in_order = True  # nothing depends on what was registered after it: so there is no circle
+        self._given = dependencies
+        self._needs: Numbers | None = None  # until somebody asks
+        self._declared: Numbers | None = None
         followers: list[list[int]] = [[] for _ in self.names]
-        all_needs: list[Sequence[int]] = []
+        in_order = True
         for task, names in enumerate(dependencies.values()):
-            needs: Sequence[int] = ()
-            if names:
-                needs = [number[name] for name in names]
-                if max(needs) >= task:
-                    self._in_order = False
-                for need in needs:
-                    followers[need].append(task)
-            all_needs.append(needs)
-        self.needs: Numbers = all_needs
-        self.declared = self.needs  #: the same, also of edges that ``rooted`` takes out: outputs come along them
+            for name in names:
+                need = number[name]
+                followers[need].append(task)
+                if need >= task:
+                    in_order = False
+        self._in_order = in_order  # nothing depends on what was registered after it: so there is no circle
         self.followers: Numbers = followers
         none: Numbers = [()] * len(self.names)
         self.routes: Numbers = [[number[n] for n in routes.get(task, ())] for task in self.names] if routes else none
@@ -70,7 +69,8 @@ class Graph:
         self.special = any(self.routes)
         #: Edges that close a circle, seen from where a run starts: nobody waits for anything along them.
         self.loops: Mapping[int, Sequence[int]] = {}
-        self.roots = [task for task, needs in enumerate(self.needs) if not needs and not self.routers[task]]
+        given = enumerate(dependencies.values())
+        self.roots = [task for task, names in given if not names and not self.routers[task]]
         self.members = bytes([1]) * len(self.names)  #: for each task a 1; 0 for those that ``part`` leaves out
         self._whole = self
         self._after: tuple[tuple[int, ...], list[int]] | None = None  # of the newest starts
@@ -79,9 +79,26 @@ class Graph:
         self._rooted: tuple[object, Graph] | None = None
 
     @property
+    def needs(self) -> Numbers:
+        """What each task waits for."""
+        if self._needs is None:
+            number = self.number
+            self._needs = [[number[name] for name in names] for names in self._given.values()]
+        return self._needs
+
+    @property
+    def declared(self) -> Numbers:
+        """The same, also along edges that ``rooted`` takes out: outputs come along them."""
+        return self.needs if self._declared is None else self._declared
+
+    def count_needs(self) -> list[int]:
+        """Return how many tasks each task waits for."""
+        return [*map(len, self._given.values() if self._needs is None else self._needs)]
+
+    @property
     def any_edges(self) -> bool:
         """Whether there is any edge at all."""
-        return any(self.needs) or any(self.routes)
+        return any(self.followers) or any(self.routes)
 
     def node(self, name: str) -> int | None:
         """Return the number of a task, None for one at which no edge of the flow begins or ends."""
@@ -110,8 +127,8 @@ class Graph:
     def part(self, tasks: set[int]) -> Graph:
         """Return the graph with the edges among ``tasks`` alone; the numbers stay."""
         part = self._copy()
-        for side in ("needs", "followers", "routes", "routers", "declared"):
-            edges = getattr(self, side)
+        for side in ("_needs", "followers", "routes", "routers", "_declared"):
+            edges = getattr(self, side.removeprefix("_"))
             setattr(part, side, [[b for b in edges[a] if b in tasks] if a in tasks else [] for a in range(len(edges))])
         part.roots = [task for task in sorted(tasks) if not part.needs[task] and not part.routers[task]]
         part.members = bytes(task in tasks for task in range(len(self.names)))
@@ -137,10 +154,11 @@ class Graph:
 
     def _without(self, back: set[tuple[int, int]]) -> Graph:
         graph = self._copy()
-        for side, turned in (("followers", False), ("routes", False), ("needs", True), ("routers", True)):
+        graph._declared = self.declared
+        for side, turned in (("followers", False), ("routes", False), ("_needs", True), ("routers", True)):
             kept = [
                 [b for b in ends if ((b, a) if turned else (a, b)) not in back]
-                for a, ends in enumerate(getattr(self, side))
+                for a, ends in enumerate(getattr(self, side.removeprefix("_")))
             ]
             setattr(graph, side, kept)
         loops: dict[int, list[int]] = {}

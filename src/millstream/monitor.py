@@ -6,8 +6,10 @@ context switch apiece. Here a thread that finds the lock taken leaves its step i
 on; whoever holds the lock does that step before letting go. Steps are so done one at a time, each
 seeing the state that the one before left, by whichever thread is there.
 
-``post`` never waits, so it is safe in ``__del__`` and on an event loop. ``with monitor:`` waits, for
-callers that need the answer at once. What must not run under the lock (it may be slow, or be a
+``post`` never waits, so it is safe in ``__del__`` and on an event loop. Workers that need an answer
+``ask`` for it: they wait for their step to be done, not for the lock. Who waits for a lock gets it while
+somebody else has the interpreter, and keeps everybody out until it is its turn, 5 ms later. ``with
+monitor:`` waits so, for callers outside of the hot path. What must not run under the lock (it may be slow, or be a
 user's code) is put in ``later``: it runs right after the lock was let go. Steps must not raise.
 May import: the standard library.
 """
@@ -17,7 +19,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 Step = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -37,6 +41,20 @@ class Monitor:
         self.posted.append((step, args))
         if self.lock.acquire(False):
             self.leave()
+
+    def ask(self, step: Callable[..., R], *args: Any) -> R:
+        """Do ``step(*args)`` under the lock, here or by its holder; wait for that, and return what it returns."""
+        if self.lock.acquire(False):
+            try:
+                return step(*args)
+            finally:
+                self.leave()
+        answers: list[R] = []
+        done = threading.Lock()
+        done.acquire()
+        self.post(_answer, answers, done, step, args)
+        done.acquire()
+        return answers[0]
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -66,3 +84,8 @@ class Monitor:
             #   3. we let go, and nobody does its step
             if not posted or not lock.acquire(False):
                 return
+
+
+def _answer(answers: list[R], done: threading.Lock, step: Callable[..., R], args: tuple[Any, ...]) -> None:
+    answers.append(step(*args))
+    done.release()

@@ -37,18 +37,19 @@ class Edges:
 
     __slots__ = (
         "_active", "_bad", "_open_needs", "_open_routers", "_parked", "_scoped", "_scopes", "expected",
-        "failed", "fired", "graph", "met", "outputs", "plain", "waiting",
+        "failed", "fired", "graph", "met", "outputs", "plain",
     )  # fmt: skip
 
     def __init__(self, graph: Graph) -> None:
         tasks = len(graph.names)
         self.graph = graph
         self.expected = bytearray(tasks)  #: nothing asked for it by name, but edges may lead to it
-        self.waiting = 0  #: how many are expected
         self.met = bytearray(tasks)  #: it was part of this run at some time
         self.fired = bytearray(tasks)  #: a dependency that succeeded has led to it
         self.outputs: list[Any] = [NOTHING] * tasks  #: what its newest run gave, if that has succeeded
-        self.plain = False  #: the end of a task means no more than ``pass_on`` does; never again, once it is not
+        #: The end of a task means no more than ``pass_on`` does; never again, once it is not. What that leaves
+        #: out is in _active and fired after ``in_general``.
+        self.plain = False
         self.failed: dict[int, dict[int, None]] = {}  #: what has failed of that which a task follows
         self._active = bytearray(tasks)
         self._bad = bytearray(tasks)  # one of its runs has failed in this wave
@@ -63,10 +64,9 @@ class Edges:
         graph = self.graph
         if starts == graph.roots and not graph.special:  # all of it, which needs no walk
             self._active, self.met, self.expected = (bytearray(graph.members) for _ in range(3))
-            self._open_needs = [*map(len, graph.needs)]
+            self._open_needs = graph.count_needs()
             for task in starts:
                 self.expected[task] = 0
-            self.waiting = sum(graph.members) - len(starts)
         for task in starts:
             self.activate(task)
         self.plain = not graph.special
@@ -74,9 +74,11 @@ class Edges:
     def activate(self, task: int) -> None:
         """A task is asked for: it is pending, and whatever edges lead to from it is expected."""
         active, met, expected = self._active, self.met, self.expected
+        if self.plain and self.outputs[task] is not NOTHING:
+            self.in_general()
         if active[task]:
             return
-        self.plain = False
+        self.in_general()
         active[task] = met[task] = 1
         outputs, bad = self.outputs, self._bad  # what comes now is a new wave
         outputs[task], bad[task] = NOTHING, 0
@@ -90,8 +92,18 @@ class Edges:
                     if not active[there]:
                         active[there] = met[there] = expected[there] = 1
                         outputs[there], bad[there] = NOTHING, 0
-                        self.waiting += 1
                         ways.append(there)
+
+    def in_general(self) -> None:
+        """Not all is plain any more: catch up with what ``pass_on`` left out."""
+        if not self.plain:
+            return
+        self.plain = False
+        for task, output in enumerate(self.outputs):
+            if output is not NOTHING:
+                self._active[task] = 0
+                for there in self.graph.followers[task]:
+                    self.fired[there] = self.expected[there]
 
     def holds(self, task: int, *, routers: bool) -> bool:
         """Whether a run of a task has to wait for a dependency, or for what may choose the task, too."""
@@ -99,13 +111,13 @@ class Edges:
 
     def park(self, task: int, run: TaskRun, *, routers: bool) -> None:
         """A run of a task waits for what ``holds`` it; it is not merely expected any more."""
-        self.plain = False
+        self.in_general()
         self._parked.setdefault(task, []).append((run, routers))
 
     @property
     def done(self) -> bool:
         """Nothing waits for an edge."""
-        return not (self.waiting or self._parked)
+        return not (self._parked or 1 in self.expected)
 
     def parked(self) -> list[TaskRun]:
         """Return all runs that wait."""
@@ -114,17 +126,12 @@ class Edges:
     def claim(self, task: int) -> None:
         """A task is asked for by name: it is not merely expected any more."""
         if self.expected[task]:
-            self.plain = False
-            self.unexpect(task)
-
-    def unexpect(self, task: int) -> None:
-        """Something that was expected is there, or will never be."""
-        if self.expected[task]:
+            self.in_general()
             self.expected[task] = 0
-            self.waiting -= 1
 
     def succeeded(self, task: int, output: Any, *, follow: bool) -> None:
         """A run of a task gave its output; ``follow`` unless it has chosen for itself what comes next."""
+        self.in_general()
         self.outputs[task] = output
         if follow:
             fired = self.fired
@@ -133,7 +140,7 @@ class Edges:
 
     def fell(self, task: int) -> None:
         """A run of a task failed, or was skipped since something before it failed."""
-        self.plain = False
+        self.in_general()
         self.outputs[task] = NOTHING
         self._bad[task] = 1
         for there in self._leads_to(task):
@@ -155,7 +162,7 @@ class Edges:
 
     def _begin_scopes(self, task: int) -> None:
         """The first scope: what has ended before counts in none, and so does what it leads to."""
-        self._scoped, self.plain = True, False
+        self._scoped = True
         for each, met in enumerate(self.met):
             if met and not self._active[each] and each != task:
                 for there in self._leads_to(each):
@@ -179,7 +186,6 @@ class Edges:
             return False
         if self.fired[task] or task in self.failed or self._open_needs[task] or self._open_routers[task]:
             self.expected[task] = 1
-            self.waiting += 1
             return True
         return False
 
@@ -207,17 +213,14 @@ class Edges:
 
         It does in one step what ``succeeded``, ``leave`` and the decision do in general.
         """
-        self._active[task] = 0
         self.outputs[task] = output
-        needs, fired, ready = self._open_needs, self.fired, []
+        needs, ready = self._open_needs, []
         for there in self.graph.followers[task]:
-            left = needs[there] = needs[there] - 1
-            if left:
-                fired[there] = 1
-            else:
-                fired[there] = self.expected[there] = 0
+            left = needs[there] - 1
+            needs[there] = left
+            if not left:
+                self.expected[there] = 0
                 ready.append(there)
-        self.waiting -= len(ready)
         return ready
 
     def is_open(self, task: int) -> bool:
@@ -256,18 +259,18 @@ class Edges:
 
     def waits_for(self, task: int) -> list[str]:
         """Return the names of what a task waits for."""
+        self.in_general()
         graph = self.graph
         return [graph.names[need] for need in (*graph.needs[task], *graph.routers[task]) if self._active[need]]
 
     def awaited(self) -> list[int]:
         """Return what is expected."""
-        return [task for task, expected in enumerate(self.expected) if expected] if self.waiting else []
+        return [task for task, expected in enumerate(self.expected) if expected] if 1 in self.expected else []
 
     def stop(self) -> list[int]:
         """Nothing comes any more: return what was expected."""
         left = self.awaited()
         self.expected = bytearray(len(self.expected))
-        self.waiting = 0
         self._parked = {}
         return left
 

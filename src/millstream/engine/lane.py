@@ -47,7 +47,7 @@ class RunTask(TaskState):
 
     terms: RunTerms
 
-    def __init__(self, lane: Lane, name: str, terms: RunTerms, node: int | None, *, watched: bool) -> None:
+    def __init__(self, lane: Lane, name: str, terms: RunTerms, node: int | None, watched: bool) -> None:
         # There is one for every task of a graph, and in every run: so no call of ``super``.
         self.name, self.queue, self.terms, self.node = name, lane.ready, terms, node
         self.each = self.worst = self.inputs = None
@@ -243,8 +243,7 @@ class Lane:
 
     def work(self, worker: Worker) -> None:
         """Call task runs in this thread until there are none left or others want the place."""
-        with self.run.monitor:
-            self.come(worker)
+        self.run.monitor.ask(self.come, worker)
         try:
             self.variables().run(self._work, worker)
         except Exception as error:  # a bug of ours: better a run that ends with it than one that never ends
@@ -324,10 +323,12 @@ class Lane:
 
     def _stay(self, worker: Worker) -> bool:
         """Nothing is ready. Look again under the lock, and leave only if that is still so."""
-        with self.run.monitor:
-            if (len(self.ready) or self.feeds) and not worker.dismissed:
-                return True
-            self.leave(worker)
+        return self.run.monitor.ask(self._look_again, worker)
+
+    def _look_again(self, worker: Worker) -> bool:
+        if (len(self.ready) or self.feeds) and not worker.dismissed:
+            return True
+        self.leave(worker)
         return False
 
     def _go(self, worker: Worker) -> None:

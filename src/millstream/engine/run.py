@@ -132,6 +132,7 @@ class FlowRun(Waiting):
         self.observer = Observer(id, plan.flow, plan.teller, self.clock, self.monitor, trace)
         self._loop = loop
         self._lanes: dict[tuple[int, bool], Lane] = {}
+        self._only_lane: Any = NO_LANE
         self._results: dict[str, Any] | None = {} if keep_results else None
         self._errors: list[BaseException] = []
         self._error: BaseException | None = None
@@ -325,7 +326,7 @@ class FlowRun(Waiting):
             self._close_list(item)
         if scheduler.outbox:
             self._see_to_outbox()
-        if lane is None or len(self._lanes) > 1:
+        if lane is not self._only_lane:
             self.dispatch(lane)
         elif (
             lane.active + lane.wanted < lane.capacity
@@ -629,7 +630,7 @@ class FlowRun(Waiting):
         task = self._called.get(terms)
         if task is None:
             lane = self._lane(terms.executor, terms.is_async)
-            task = self._called[terms] = RunTask(lane, name, terms, None, watched=True)
+            task = self._called[terms] = RunTask(lane, name, terms, None, True)
             self.scheduler.called.append(task)
         if parent is None:
             self._calls += 1
@@ -923,7 +924,7 @@ class FlowRun(Waiting):
         self.record = RunRecord(self, why)
         later.append((self.record.let_go, ()))
         self.scheduler.forget()
-        self._lanes, self._newest_lane, self._called = {}, None, {}
+        self._lanes, self._only_lane, self._newest_lane, self._called = {}, NO_LANE, None, {}
 
     def announce(self) -> None:
         """Tell everybody who waits for the end; no lock held."""
@@ -971,17 +972,15 @@ class FlowRun(Waiting):
             waits.runs.add(self)
         return waits
 
-    def _meet(self, name: str) -> RunTask | None:
+    def _meet(self, name: str, node: int | None) -> RunTask | None:
         """The scheduler meets a task: find out how it is called, and in which lane."""
         terms = self._known_terms.get(name) or self.plan.terms(name)
         if terms is None:
             return None
         lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)
-        graph = self.plan.graph
-        node = None if graph is None else graph.node(name)
-        task = RunTask(lane, name, terms, node, watched=self._watches or not terms.unseen)
+        task = RunTask(lane, name, terms, node, self._watches or not terms.unseen)
         if terms.each is not None:
-            task.each = RunTask(lane, name, terms.each, None, watched=True)
+            task.each = RunTask(lane, name, terms.each, None, True)
         return task
 
     def _lane_for(self, terms: RunTerms) -> Lane:
@@ -996,6 +995,7 @@ class FlowRun(Waiting):
         if lane is None:
             workers = self.plan.workers(executor, is_async, self._loop)
             lane = self._lanes[key] = Lane(self, workers, on_loop=is_async)
+            self._only_lane = lane if len(self._lanes) == 1 else NO_LANE
             if workers.driven:
                 self._driven.append(workers)
         return lane
@@ -1077,6 +1077,9 @@ class FlowRun(Waiting):
             self._explain(item, failure)
         self.monitor.post(self.failed, item, failure)
 
+
+#: In place of the only lane of a run that has none, or several.
+NO_LANE = object()
 
 #: What a router that gives only a name sends along.
 NOTHING = object()

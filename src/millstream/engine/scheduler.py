@@ -77,7 +77,8 @@ class Scheduler:
     """Decides what runs when in one flow run.
 
     Args:
-        find: returns the ``TaskState`` of a name, or None when the flow has no such task.
+        find: returns the ``TaskState`` of a name, or None when the flow has no such task. It is given the
+            number of the task in the graph, too; None for one without edges.
         known: returns the names that the flow does have, for error messages.
         graph: the edges of the flow, without circles; None when it has none.
         max_task_runs: refuse to schedule more than this in one run.
@@ -87,7 +88,7 @@ class Scheduler:
 
     def __init__(
         self,
-        find: Callable[[str], TaskState | None],
+        find: Callable[[str, int | None], TaskState | None],
         *,
         known: Callable[[], Iterable[str]] = tuple,
         graph: Graph | None = None,
@@ -115,6 +116,7 @@ class Scheduler:
         self._find, self._known = find, known
         self._max_task_runs = max_task_runs
         self._max_parallel = max_parallel
+        self._unbounded = max_parallel is None and max_task_runs is None
         self._make = make
         self._blocked = 0
         self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
@@ -178,10 +180,7 @@ class Scheduler:
             if request.join:
                 joins = True
         if nodes and self.edges is not None:  # whether what edges lead to can be called must be known now
-            graph, met_nodes = self.edges.graph, self._nodes
-            for node in graph.after(nodes):
-                if met_nodes[node] is None:
-                    self._meet(graph.names[node])
+            self._meet_all(self.edges.graph, self.edges.graph.after(nodes))
         limit = self._max_task_runs
         if limit is not None and self.scheduled + len(requests) > limit:
             self._refuse_beyond(limit, requests, asker, joins and (asker is None or not all(r.join for r in requests)))
@@ -205,7 +204,12 @@ class Scheduler:
         scope = run.scope
         if requests is None and scope is None and run.extra is None and not (task.watches or run.requested):
             # The usual case: nothing but the edges that the flow declares can come of it.
-            followed = task.node is not None and self._edges_follow(run, output, True)
+            if task.node is None:
+                followed = False
+            elif self.edges.plain and not (task.live or self.stopped):  # type: ignore[union-attr]
+                followed = self._pass_on(task.node, output)
+            else:
+                followed = self._edges_follow(run, output, True)
             if self._agenda or self.held:
                 self._work_off()
             return not followed
@@ -478,13 +482,23 @@ class Scheduler:
     # ---- inside: making task runs ---------------------------------------------------------------
 
     def _meet(self, name: str) -> TaskState:
-        task = self._find(name)
+        node = None if self.edges is None else self.edges.graph.node(name)
+        task = self._find(name, node)
         if task is None:
             raise TaskNotFoundError(name, self._known())
         self.tasks[name] = task
-        if task.node is not None:
-            self._nodes[task.node] = task
+        if node is not None:
+            self._nodes[node] = task
         return task
+
+    def _meet_all(self, graph: Graph, nodes: Iterable[int]) -> None:
+        """Meet those of some tasks of the graph that it has not met yet."""
+        tasks: dict[str, Any] = self.tasks  # whatever is in the graph is found
+        known, names, find = self._nodes, graph.names, self._find
+        for node in nodes:
+            if known[node] is None:
+                name = names[node]
+                tasks[name] = known[node] = find(name, node)
 
     def _state_of(self, node: int) -> TaskState:
         assert self.edges is not None, "only a graph has nodes"
@@ -777,14 +791,27 @@ class Scheduler:
         note(task, status)
         self.outbox.append(Settled(task, None, status, error, reason))
 
+    def _pass_on(self, node: int, output: Any) -> bool:
+        """A task succeeded while all edges are plain: make what runs because of that. Return whether it leads on."""
+        edges, tasks, order = self.edges, self._nodes, self.scheduled
+        assert edges is not None, "only a graph has nodes"
+        for there in edges.pass_on(node, output):
+            task: Any = tasks[there]
+            if self._unbounded and task.terms.bare:  # what ``_follow_edge`` comes down to then
+                run = self._make(task, 1, None, hash((1, there, 0)), order, None, None)
+                task.live = task.count = task.static = 1
+                self.scheduled = order = order + 1
+                self.under_way += 1
+                task.queue.put(run)
+            else:
+                self._follow_edge(task, there)
+                order = self.scheduled
+        return bool(edges.graph.followers[node])
+
     def _edges_follow(self, run: TaskRun, output: Any, follow: bool) -> bool:
         """A task with edges succeeded; return whether it followed one."""
-        edges, node, task = self.edges, run.task.node, run.task
+        edges, node = self.edges, run.task.node
         assert edges is not None, "only a graph has nodes"
-        if edges.plain and follow and not (task.live or self.stopped) and run.scope is None:
-            for there in edges.pass_on(node, output):
-                self._follow_plain(self._nodes[there], there)
-            return bool(edges.graph.followers[node])
         edges.succeeded(node, output, follow=follow)
         followed = follow and bool(edges.graph.followers[node])
         loops = edges.graph.loops.get(node, ()) if follow else ()
@@ -836,7 +863,7 @@ class Scheduler:
             return False
         expected = edges.expected[node]
         if expected:
-            edges.unexpect(node)
+            edges.expected[node] = 0
             self._decide_expected(task, node, failed)
         edges.failed.pop(node, None)
         return bool(expected) and not task.live
@@ -860,20 +887,6 @@ class Scheduler:
     def _skip(self, task: TaskState, reason: str) -> None:
         if not task.runs:
             self._never(task, SKIPPED, None, reason)
-
-    def _follow_plain(self, task: Any, node: int) -> None:
-        """Make the task run that plain edges lead to: as ``_follow_edge``, where nothing is special."""
-        if not task.terms.bare or self._max_parallel is not None or self._max_task_runs is not None:
-            self._follow_edge(task, node)
-            return
-        run = self._make(task, 1, None, hash((1, node, task.static)), self.scheduled, None, None)
-        task.static += 1
-        task.count = task.count or 1
-        task.live += 1
-        task.inputs = None
-        self.scheduled += 1
-        self.under_way += 1
-        task.queue.put(run)
 
     def _follow_edge(self, task: TaskState, node: int) -> None:
         """Make the task run that the edges lead to."""
@@ -1039,5 +1052,5 @@ def _what_it_waits_for(run: TaskRun) -> str:
     return "its items" if type(run.extra) is Spread else "the other task runs of its list"
 
 
-def _no_task(name: str) -> None:
+def _no_task(name: str, node: int | None) -> None:
     """The tasks of a run that has ended."""
