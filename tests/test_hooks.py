@@ -187,6 +187,26 @@ def test_durations_are_those_of_the_clock(executor, recorder):
     assert instants == pytest.approx([0, 0, 2.5, 2.5, 2.5, 5.0, 5.0], abs=1e-5)
 
 
+def test_the_duration_of_every_failure_is_known_to_a_hook_for_failures_alone():
+    """A hook that is told of nothing else learns how long each attempt took, also from the second run of a task on."""
+    clock, lasted = VirtualClock(), []
+    with set_clock(
+        Flow(
+            "inline", on_error="continue", hooks=[fn_hook(on_task_failure=lambda event: lasted.append(event.duration))]
+        ),
+        clock,
+    ) as flow:
+
+        @flow.task
+        def slow(seconds):
+            clock.advance(seconds)
+            raise ValueError(seconds)
+
+        flow.add_task("all", lambda _: TaskOutput(None, [NextTask("slow", {"seconds": n}, True) for n in (2, 3, 4)]))
+        flow.run("all")
+    assert lasted == [2.0, 3.0, 4.0]
+
+
 @on_three
 def test_a_task_that_is_tried_again(executor, recorder):
     """Each failed attempt is told with its error and the wait, then that it is tried again, then its start."""

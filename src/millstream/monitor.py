@@ -87,5 +87,7 @@ class Monitor:
 
 
 def _answer(answers: list[R], done: threading.Lock, step: Callable[..., R], args: tuple[Any, ...]) -> None:
-    answers.append(step(*args))
-    done.release()
+    try:
+        answers.append(step(*args))
+    finally:
+        done.release()

@@ -37,6 +37,9 @@ class Timer:
 class Clock:
     """Monotonic time, and timers."""
 
+    #: Returns the seconds since some fixed instant. Read twice for each task run, so it is no method of ours.
+    now: Callable[[], float] = staticmethod(time.monotonic)
+
     def __init__(self) -> None:
         # Guarded by _changed: _timers, _thread, _closed.
         self._changed = threading.Condition()
@@ -45,10 +48,6 @@ class Clock:
         self.dead = 0  #: timers called off since the last tidying; a hint, so not guarded
         self._thread: threading.Thread | None = None
         self._closed = False
-
-    def now(self) -> float:
-        """Return the seconds since some fixed instant."""
-        return time.monotonic()
 
     def call_at(self, when: float, call: Callable[[], object]) -> Timer:
         """Call ``call()`` in the clock's thread at ``when`` (or soon after); it must not block."""

@@ -36,6 +36,8 @@ ABANDONED, CANCELLED = Status.ABANDONED, Status.CANCELLED
 PULL_TIME = 0.001
 PULL_MOST = 64
 
+ASYNC_GENERATOR, COROUTINE = types.AsyncGeneratorType, types.CoroutineType
+
 #: Types that mean nothing but themselves as a task's return value, tested first.
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, dict, set})
 
@@ -54,6 +56,7 @@ class RunTask(TaskState):
         self.watches = NO_WATCHES
         self.live = self.runs = self.count = self.static = 0
         self.gated = terms.gated
+        self.free = node is None and not (self.gated or terms.priority)
         if self.gated:
             self.held, self.busy, self.blocked = [], 0, 0
         self.lane = lane
@@ -79,7 +82,7 @@ class Item(TaskRun):
 
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
     timer: Timer  #: what will say so
-    since: float  #: when the attempt began; not set before
+    since: float  #: when the attempt began; set only for a task that is watched
     where: str  #: the thread or loop that calls it; set only for a trace
 
     @property
@@ -278,11 +281,10 @@ class Lane:
                         item.begin()
                         if run.stopping:
                             raise TaskCancelledError(item.id)
-                        item.since = since = now()
-                        if task.began is None:
-                            task.began = since
                         if task.watched:
                             run.began(item)
+                        elif task.began is None:
+                            task.began = now()
                         # What a task does to context variables must not be seen by the next one.
                         result = copy_context().run(task.terms.invoke, item, context)
                     else:
@@ -449,7 +451,9 @@ class Lane:
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         with monitor:
             self.come(worker)
-        item = task = result = variables = awaited = output = requests = None
+        item = task = result = variables = awaited = output = requests = drive = None
+        driver: Any = None
+        box: list[Any] = [None]
         try:
             while True:
                 try:
@@ -471,32 +475,34 @@ class Lane:
                         item.begin()
                         if run.stopping:
                             raise TaskCancelledError(item.id)
-                        item.since = since = now()
-                        if task.began is None:
-                            task.began = since
                         if task.watched:
                             run.began(item)
+                        elif task.began is None:
+                            task.began = now()
                         result = task.terms.invoke(item, context)
                     elif run.stopping or item.given_up:
                         close_unawaited(result)
                         raise TaskCancelledError(item.id)
-                    if type(result) is types.AsyncGeneratorType:
+                    if type(result) is ASYNC_GENERATOR:
                         result = self._iterate_async(item, result)
-                    if type(result) is types.CoroutineType or isinstance(result, Coroutine):
+                    if type(result) is COROUTINE or isinstance(result, Coroutine):
                         # What a task does to context variables must not be seen by the next one.
                         variables = copy_context() if item.extra is None else variables_of(item)
-                        try:
-                            awaited = variables.run(result.send, None)
-                        except StopIteration as end:
-                            result = end.value
-                        else:
-                            result = await resume(run, variables, result, awaited)
+                        if drive is None:
+                            driver = driving(box)
+                            drive = driver.send
+                            drive(None)
+                        awaited = variables.run(drive, result if type(result) is COROUTINE else result.__await__())
+                        if awaited is not ENDED:
+                            await resume(run, variables, driver, awaited)
+                        result, box[0] = box[0], None
                     output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
                     if stream is not None and stream.full:
                         await run.wait_for_room_async()
                 except HandedOn:
                     pass
                 except BaseException as error:  # whatever a task raises is an outcome of it
+                    drive = driver = None  # it has ended with the coroutine
                     if not run.coroutine_failed(worker, item, error):
                         self._go(worker)
                         return
@@ -514,7 +520,7 @@ class Lane:
         finally:
             # As in ``_work``: the traceback of a task's error keeps this frame.
             del self, run, context, report, now, ready, monitor, take, locked, unlock, posted, later, stream
-            del item, task, result, variables, awaited, output, requests
+            del item, task, result, variables, awaited, output, requests, drive, driver
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
         run = self.run
@@ -533,11 +539,27 @@ def variables_of(item: Item) -> Variables:
     return copy_context() if submitted is None else submitted
 
 
+#: What a driver yields when a coroutine has ended.
+ENDED = object()
+
+
+@types.coroutine
+def driving(box: list[Any]) -> Generator[Any, Any, None]:
+    """Run one coroutine after another, each as it is sent; what one returns is in the box when ENDED comes.
+
+    From outside, the end of a coroutine is an exception, which takes longer than all the rest of a short one.
+    """
+    coroutine = yield
+    while True:
+        box[0] = yield from coroutine
+        coroutine = yield ENDED
+
+
 @types.coroutine
 def resume(
-    run: FlowRun, variables: Variables, coroutine: Coroutine[Any, Any, Any], awaited: Any
-) -> Generator[Any, Any, Any]:
-    """Await the rest of ``coroutine``, whose first step gave ``awaited``; each step in ``variables``.
+    run: FlowRun, variables: Variables, driver: Generator[Any, Any, None], awaited: Any
+) -> Generator[Any, Any, None]:
+    """Await the rest of what ``driver`` runs, whose first step gave ``awaited``; each step in ``variables``.
 
     It is stopped wherever it awaits something while the stream is full: its ``ctx.emit`` cannot wait
     for room itself, since that would block the event loop.
@@ -545,20 +567,17 @@ def resume(
     stream = run.stream_buffer
     step: Callable[[Any], Any]
     try:
-        while True:
+        while awaited is not ENDED:
             try:
                 if stream is not None and stream.full:
                     yield from run.wait_for_room_async().__await__()
                 argument = yield awaited
-                step = coroutine.send
+                step = driver.send
             except GeneratorExit:
-                coroutine.close()
+                driver.close()
                 raise
             except BaseException as error:  # a cancellation, which is the coroutine's to handle
-                step, argument = coroutine.throw, error
-            try:
-                awaited = variables.run(step, argument)
-            except StopIteration as end:
-                return end.value
+                step, argument = driver.throw, error
+            awaited = variables.run(step, argument)
     finally:  # as in ``Lane.work_async``
-        del run, variables, coroutine, awaited, stream
+        del run, variables, driver, awaited, stream

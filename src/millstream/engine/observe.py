@@ -40,8 +40,10 @@ class Observer:
         self._teller, self._clock, self._monitor = teller, clock, monitor
         self._wall = time.time() - self.began_at  # what turns the clock's time into that of the world
         self._wants = wants = teller.wanted()
-        #: Nobody wants to know of each attempt that begins, or ends well.
-        self.ends_unseen = not trace and TaskStartEvent not in wants and TaskSuccessEvent not in wants
+        #: Nobody wants to know when each attempt begins, or how long it took: the log of failures does not tell.
+        self.times_unseen = not (
+            trace or TaskStartEvent in wants or TaskSuccessEvent in wants or TaskFailureEvent in teller.wants
+        )
         self._starter: Any = None  # the hook in whose thread the run was started
         self._told_start = False
 

@@ -137,7 +137,7 @@ class FlowRun(Waiting):
         self._errors: list[BaseException] = []
         self._error: BaseException | None = None
         self._status = self._status_at_end = RUNNING
-        self._known_terms, self._watches = plan.known_terms, not self.observer.ends_unseen
+        self._known_terms, self._watches = plan.known_terms, not self.observer.times_unseen
         self._newest_lane: Any = None  # that of ``_newest_terms``
         self._newest_terms: RunTerms | None = None
         self._calls = 0  # submitted from outside
@@ -677,7 +677,10 @@ class FlowRun(Waiting):
 
     def began(self, item: Item) -> None:
         """An attempt of a task that is watched begins. Called by its worker, no lock held."""
-        task, now = item.task, item.since
+        task, now = item.task, self.clock.now()
+        item.since = now
+        if task.began is None:
+            task.began = now
         task.attempt = item.attempt
         self.observer.attempt_began(item)  # first: nothing that comes of it may be told before
         if task.terms.timeout is not None:

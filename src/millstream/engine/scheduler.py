@@ -573,9 +573,21 @@ class Scheduler:
         if joins:
             self._schedule_joined(run, requests)
             return
-        path, position, scope = run.path, run.requested, run.scope
+        path, position, scope, tasks, make = run.path, run.requested, run.scope, self.tasks, self._make
+        free = self._unbounded and scope is None
         for request in requests:
-            self._request(request, hash((path, position)), scope, None, run)
+            task = tasks[request.id]
+            if free and task.free and request.spawn_another and request.priority is None:
+                # A fan-out: what ``_request`` comes down to then.
+                number = task.count = task.count + 1
+                task.live += 1
+                task.inputs = inputs = request.inputs
+                order = self.scheduled
+                self.scheduled = order + 1
+                task.queue.put(make(task, number, inputs, hash((path, position)), order, None, None))
+                self.under_way += 1
+            else:
+                self._request(request, hash((path, position)), scope, None, run)
             position += 1
         run.requested = position
 

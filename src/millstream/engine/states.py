@@ -99,7 +99,7 @@ class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
     __slots__ = (
-        "blocked", "busy", "count", "each", "gated", "held", "inputs", "live", "name", "node", "queue", "runs",
+        "blocked", "busy", "count", "each", "free", "gated", "held", "inputs", "live", "name", "node", "queue", "runs",
         "static", "terms", "watches", "worst",
     )  # fmt: skip
 
@@ -117,6 +117,7 @@ class TaskState:
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
         self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
         self.gated = terms.gated
+        self.free = node is None and not (terms.gated or terms.priority)
         if self.gated:  # else nobody looks at these
             self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
             self.busy = 0  #: let through by that gate, and not over
