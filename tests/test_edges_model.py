@@ -218,7 +218,7 @@ class Bench:
                 assert (task.busy, task.blocked) == (passed[name], blocked[name])
         assert scheduler.feeds == len(self.growing)
         edges = scheduler.edges
-        assert min(*edges._open_needs, *edges._open_routers, 0) == 0, "no counter is negative"
+        assert min(*edges.open_needs, *edges._open_routers, 0) == 0, "no counter is negative"
 
     def gates_agree(self, ready: list[TaskRun], held: list[TaskRun], at_gate: list[TaskRun]) -> None:
         """Nobody is let through a gate beyond its limit, and nobody is held back without need."""

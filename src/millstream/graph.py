@@ -48,20 +48,11 @@ class Graph:
 
     def __init__(self, dependencies: Names, routes: Names) -> None:
         self.names: Sequence[str] = list(dependencies)
-        self.number = number = dict(zip(self.names, range(len(self.names)), strict=True))
         self._given = dependencies
         self._needs: Numbers | None = None  # until somebody asks
         self._declared: Numbers | None = None
-        followers: list[list[int]] = [[] for _ in self.names]
-        in_order = True
-        for task, names in enumerate(dependencies.values()):
-            for name in names:
-                need = number[name]
-                followers[need].append(task)
-                if need >= task:
-                    in_order = False
-        self._in_order = in_order  # nothing depends on what was registered after it: so there is no circle
-        self.followers: Numbers = followers
+        self.number, self.followers, self._in_order = numbered(dependencies)
+        number = self.number
         none: Numbers = [()] * len(self.names)
         self.routes: Numbers = [[number[n] for n in routes.get(task, ())] for task in self.names] if routes else none
         self.routers: Numbers = reverse(self.routes) if routes else none
@@ -177,6 +168,25 @@ class Graph:
         return copy
 
 
+def numbered(dependencies: Names) -> tuple[dict[str, int], Numbers, bool]:
+    """Return the numbers of tasks, what follows each, and whether each follows only what comes before it.
+
+    Raises:
+        KeyError: something depends on a name of no task.
+    """
+    number: dict[str, int] = {}
+    followers: list[list[int]] = [[] for _ in dependencies]
+    try:
+        for task, (name, needs) in enumerate(dependencies.items()):
+            for need in needs:
+                followers[number[need]].append(task)
+            number[name] = task
+    except KeyError:  # registered later, or never
+        number = {name: task for task, name in enumerate(dependencies)}
+        return number, reverse([[number[need] for need in needs] for needs in dependencies.values()]), False
+    return number, followers, True
+
+
 def missing(dependencies: Names, routes: Names) -> list[Exception]:
     """Return an error for each name in these edges that is no task."""
     found: list[Exception] = []
@@ -191,7 +201,7 @@ def missing(dependencies: Names, routes: Names) -> list[Exception]:
 
 def cycles(graph: Graph) -> list[Exception]:
     """Return an error for circles of dependencies."""
-    if graph._in_order:
+    if graph._in_order:  # what goes in a circle leads back at least once
         return []
     return [CycleError([graph.names[task] for task in circle]) for circle in circles(graph.followers)]
 

@@ -234,39 +234,19 @@ class Options:
         "backend": "executor", "timeout_s": "timeout", "deps": "depends_on", "limits": "uses",
     }  # fmt: skip
 
-    def _take(self, task: str, given: Mapping[str, Any]) -> bool:
-        """Check and keep the options of the task of that name; return ``plain``.
-
-        None is the same as to leave an option out.
-        """
-        short, plain = {}, True
-        for option, value in given.items():
-            if option == "depends_on" and type(value) is list:  # large graphs have thousands of these
-                for name in value:
-                    if type(name) is not str:
-                        break
-                else:
-                    names = value if len(set(value)) == len(value) else dict.fromkeys(value)
-                    self.depends_on = self.needs = tuple(names)
-                    continue
-            if option in self.SHORT or option == "retry":
-                short[option] = value
-            elif option in CHECKS:
-                if value is not None:
-                    setattr(self, option, CHECKS[option](value, f"{option} of task {task}"))
-            elif option != "executor":
-                refuse_option(f"Task {task}", option, self.NAMES, self.ALIASES)
-            elif value is not None:
-                self.executor = value  # the flow knows which there are
-            if option not in EDGES and value is not None:
-                self.plain = plain = False
-        if short:
-            from millstream.policies import Retry
-
-            self.retry = Retry.of(task, **short)
-        if not plain and self.for_each is not None:
-            self.needs = None  # that may be one, too
-        return plain
+    def _take(self, task: str, option: str, value: Any, short: dict[str, Any]) -> None:
+        """Check and keep one option of the task of that name. None is the same as to leave it out."""
+        if option in self.SHORT or option == "retry":
+            short[option] = value
+        elif option in CHECKS:
+            if value is not None:
+                setattr(self, option, CHECKS[option](value, f"{option} of task {task}"))
+        elif option != "executor":
+            refuse_option(f"Task {task}", option, self.NAMES, self.ALIASES)
+        elif value is not None:
+            self.executor = value  # the flow knows which there are
+        if option not in EDGES and value is not None:
+            self.plain = False
 
     def given(self) -> dict[str, Any]:
         """Return the options as keyword arguments, those of retrying as one ``retry``."""
@@ -323,12 +303,34 @@ class Task(Options, Generic[P, R]):
             raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
         self.name = name
         self.fn = fn
-        if options and not self._take(name, options) and self.executor in ("thread", "process"):
+        short: dict[str, Any] = {}
+        for option, value in options.items():
+            if option == "depends_on" and type(value) is list:  # large graphs have thousands of these
+                for need in value:
+                    if type(need) is not str:
+                        break
+                else:
+                    needs = value if len(set(value)) == len(value) else dict.fromkeys(value)
+                    self.depends_on = self.needs = tuple(needs)
+                    continue
+            self._take(name, option, value, short)
+        if short or not self.plain:
+            self._complete(short)
+
+    def _complete(self, short: dict[str, Any]) -> None:
+        """All options are there, but for those that are short for a ``Retry``."""
+        if short:
+            from millstream.policies import Retry
+
+            self.retry = Retry.of(self.name, **short)
+        if self.for_each is not None:
+            self.needs = None  # that may be one, too
+        if self.executor in ("thread", "process"):
             from millstream.binding import is_async  # only then, for it is large
 
-            if is_async(fn):
+            if is_async(self.fn):
                 raise TypeError(
-                    f"Task {name} is async, and executor={self.executor!r} cannot await it: "
+                    f"Task {self.name} is async, and executor={self.executor!r} cannot await it: "
                     "leave executor out, and an event loop does."
                 )
 

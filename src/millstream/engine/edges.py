@@ -11,7 +11,7 @@ task runs once for each wave that reaches it, with the newest outputs. Edges tha
 are not waited for.
 
 Most graphs are *plain* while they run: nothing but dependencies, each task runs once, and nothing has
-failed. Then ``pass_on`` does in one step all that the end of a task means.
+failed. Then the scheduler's ``_pass_on`` does in one step all that the end of a task means.
 
 Pure, as the scheduler that owns it: tasks are numbers of the ``Graph``, and nothing is called.
 May import: graph.
@@ -36,8 +36,8 @@ class Edges:
     """The state of a flow's edges in one run."""
 
     __slots__ = (
-        "_active", "_bad", "_open_needs", "_open_routers", "_parked", "_scoped", "_scopes", "expected",
-        "failed", "fired", "graph", "met", "outputs", "plain",
+        "_active", "_bad", "_open_routers", "_parked", "_scoped", "_scopes", "expected", "failed", "fired", "graph",
+        "met", "open_needs", "outputs", "plain",
     )  # fmt: skip
 
     def __init__(self, graph: Graph) -> None:
@@ -47,13 +47,13 @@ class Edges:
         self.met = bytearray(tasks)  #: it was part of this run at some time
         self.fired = bytearray(tasks)  #: a dependency that succeeded has led to it
         self.outputs: list[Any] = [NOTHING] * tasks  #: what its newest run gave, if that has succeeded
-        #: The end of a task means no more than ``pass_on`` does; never again, once it is not. What that leaves
+        #: The end of a task means no more than ``_pass_on`` does; never again, once it is not. What that leaves
         #: out is in _active and fired after ``in_general``.
         self.plain = False
         self.failed: dict[int, dict[int, None]] = {}  #: what has failed of that which a task follows
         self._active = bytearray(tasks)
         self._bad = bytearray(tasks)  # one of its runs has failed in this wave
-        self._open_needs = [0] * tasks
+        self.open_needs = [0] * tasks  #: how many dependencies are active
         self._open_routers = [0] * tasks
         self._parked: dict[int, list[tuple[TaskRun, bool]]] = {}
         self._scoped = False  # only then is there anything in _scopes
@@ -64,7 +64,7 @@ class Edges:
         graph = self.graph
         if starts == graph.roots and not graph.special:  # all of it, which needs no walk
             self._active, self.met, self.expected = (bytearray(graph.members) for _ in range(3))
-            self._open_needs = graph.count_needs()
+            self.open_needs = graph.count_needs()
             for task in starts:
                 self.expected[task] = 0
         for task in starts:
@@ -82,7 +82,7 @@ class Edges:
         active[task] = met[task] = 1
         outputs, bad = self.outputs, self._bad  # what comes now is a new wave
         outputs[task], bad[task] = NOTHING, 0
-        counts = ((self.graph.followers, self._open_needs), (self.graph.routes, self._open_routers))
+        counts = ((self.graph.followers, self.open_needs), (self.graph.routes, self._open_routers))
         ways = [task]
         while ways:
             here = ways.pop()
@@ -95,7 +95,7 @@ class Edges:
                         ways.append(there)
 
     def in_general(self) -> None:
-        """Not all is plain any more: catch up with what ``pass_on`` left out."""
+        """Not all is plain any more: catch up with what ``_pass_on`` left out."""
         if not self.plain:
             return
         self.plain = False
@@ -107,7 +107,7 @@ class Edges:
 
     def holds(self, task: int, *, routers: bool) -> bool:
         """Whether a run of a task has to wait for a dependency, or for what may choose the task, too."""
-        return bool(self._open_needs[task] or (routers and self._open_routers[task]))
+        return bool(self.open_needs[task] or (routers and self._open_routers[task]))
 
     def park(self, task: int, run: TaskRun, *, routers: bool) -> None:
         """A run of a task waits for what ``holds`` it; it is not merely expected any more."""
@@ -184,7 +184,7 @@ class Edges:
         """No run of a task is left; return whether it may come again, and is expected therefore."""
         if not self._active[task]:
             return False
-        if self.fired[task] or task in self.failed or self._open_needs[task] or self._open_routers[task]:
+        if self.fired[task] or task in self.failed or self.open_needs[task] or self._open_routers[task]:
             self.expected[task] = 1
             return True
         return False
@@ -197,7 +197,7 @@ class Edges:
         self._active[task] = 0
         if self._scoped:
             self._scopes.pop(task, None)  # of a wave that is over
-        needs, routers, expected, parked = self._open_needs, self._open_routers, self.expected, self._parked
+        needs, routers, expected, parked = self.open_needs, self._open_routers, self.expected, self._parked
         for there in self.graph.followers[task]:
             needs[there] -= 1
             if not needs[there] and ((expected[there] and not routers[there]) or there in parked):
@@ -208,24 +208,9 @@ class Edges:
                 decide.append(there)
         return decide
 
-    def pass_on(self, task: int, output: Any) -> list[int]:
-        """A task has succeeded while all is ``plain``: return those that run because of that.
-
-        It does in one step what ``succeeded``, ``leave`` and the decision do in general.
-        """
-        self.outputs[task] = output
-        needs, ready = self._open_needs, []
-        for there in self.graph.followers[task]:
-            left = needs[there] - 1
-            needs[there] = left
-            if not left:
-                self.expected[there] = 0
-                ready.append(there)
-        return ready
-
     def is_open(self, task: int) -> bool:
         """Whether something active can still lead to a task."""
-        return bool(self._open_needs[task] or self._open_routers[task])
+        return bool(self.open_needs[task] or self._open_routers[task])
 
     def release(self, task: int) -> list[TaskRun]:
         """Return the runs of a task that were parked and need not wait any longer."""

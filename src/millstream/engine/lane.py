@@ -40,6 +40,8 @@ ASYNC_GENERATOR, COROUTINE = types.AsyncGeneratorType, types.CoroutineType
 
 #: Types that mean nothing but themselves as a task's return value, tested first.
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, dict, set})
+#: Types of next tasks that are taken as they are.
+LISTED = frozenset({type(None), list})
 
 
 class RunTask(TaskState):
@@ -289,10 +291,10 @@ class Lane:
                         result = copy_context().run(task.terms.invoke, item, context)
                     else:
                         result, item.handle = item.handle, None
-                    if type(result) is TaskOutput and (result.next_tasks is None or type(result.next_tasks) is list):
-                        output, requests = result.output, result.next_tasks
-                    elif type(result) in PLAIN:
+                    if type(result) in PLAIN:
                         output, requests = result, None
+                    elif type(result) is TaskOutput and type(result.next_tasks) in LISTED:
+                        output, requests = result.output, result.next_tasks
                     else:
                         output, requests = self._unwrap(item, result)
                 except HandedOn:
