@@ -14,7 +14,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextvars import Token
 from itertools import count
 from types import CodeType, MappingProxyType
@@ -989,7 +989,7 @@ class Flow:
         starts = self._starts(start, registry, graph, inside)
         if graph is not None:
             after = graph.after(graph.number[name] for name in starts if name in graph.number)
-            registry.plan([graph.names[task] for task in after], self._executors)
+            registry.plan(after, self._executors)
         requests = [NextTask(name, values, spawn_another=True) for name in starts]
         if graph is not None:
             graph = graph.rooted([graph.number[name] for name in starts if name in graph.number])
@@ -1165,8 +1165,8 @@ class Plan:
             blocked_loops.append(self._blocks)
 
     @property
-    def known_terms(self) -> Mapping[str, RunTerms]:
-        """What is known already of how tasks are called."""
+    def known_terms(self) -> Sequence[RunTerms | None]:
+        """What is known already of how tasks are called, by their numbers in the graph."""
         return self._registry.known_terms
 
     def terms(self, name: str) -> RunTerms | None:

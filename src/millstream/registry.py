@@ -8,7 +8,7 @@ engine only the terms of a task (``engine.states``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.states import RunTerms
@@ -133,7 +133,7 @@ class Registry:
     def _forget(self) -> None:
         """What follows from the tasks is not true any more."""
         self._fresh = True  # nothing was worked out yet
-        self._terms: dict[str, RunTerms] = {}  # of the tasks that runs have asked for
+        self._terms: list[RunTerms | None] = []  # of the tasks that runs have asked for
         self._names: tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[Exception]] | None = None
         self._functions: dict[object, list[str]] | None = None
         self._graph: Graph | None = None
@@ -275,6 +275,7 @@ class Registry:
             if found:
                 return found
             self._graph = graph
+            self._terms = [None] * len(self.tasks)
         return []
 
     def unfilled(self) -> list[Exception]:
@@ -329,38 +330,42 @@ class Registry:
         return part
 
     @property
-    def known_terms(self) -> Mapping[str, RunTerms]:
-        """What was found out already by ``terms``."""
+    def known_terms(self) -> Sequence[RunTerms | None]:
+        """What was found out already by ``plan``, for each task in order."""
         return self._terms
 
     def terms(self, name: str, executors: Executors) -> RunTerms | None:
         """Return how runs call and treat a task; found out once. None when there is no such task."""
-        terms = self._terms.get(name)
-        if terms is None and name in self.tasks:
-            self.plan((name,), executors)
-            terms = self._terms[name]
-        return terms
+        self.graph()
+        assert self._graph is not None, "without problems there is a graph"
+        number = self._graph.number.get(name)
+        if number is None:
+            return None
+        if self._terms[number] is None:
+            self.plan((number,), executors)
+        return self._terms[number]
 
-    def plan(self, names: Collection[str], executors: Executors) -> None:
-        """Find out how runs call these tasks: one after another that are alike share what is found out."""
-        if len(self._terms) == len(self.tasks):
+    def plan(self, numbers: Iterable[int], executors: Executors) -> None:
+        """Find out how runs call these tasks of the graph; those that are alike share what is found out."""
+        if None not in self._terms:
             return
-        found, tasks = self._terms, self.tasks
         needs, routes, _ = self._resolved()
+        tasks, terms = list(self.tasks.values()), self._terms
         alike: dict[int, tuple[Binding, RunTerms]] = {}  # by their function
-        for name in names:
-            if name in found:
+        for number in numbers:
+            if terms[number] is not None:
                 continue
-            task = tasks[name]
-            plain = task.plain and name not in routes
+            task = tasks[number]
+            plain = task.plain and not (routes and task.name in routes)
             known = alike.get(id(task.fn)) if plain else None
-            if known is not None and (known[0].takes_nothing or known[0].is_plain(needs[name])):
-                found[name] = known[1]
-                continue
-            binding, executor = self.binding(name), executors.get(task.executor)
-            terms = found[name] = terms_of(task, binding, executor, needs[name], routes.get(name))
-            if plain and binding.is_plain(needs[name]) and not executor.adapts:
-                alike[id(task.fn)] = binding, terms
+            if known is not None and (known[0].takes_nothing or known[0].is_plain(needs[task.name])):
+                terms[number] = known[1]
+            else:
+                name, executor = task.name, executors.get(task.executor)
+                binding = self.binding(name)
+                made = terms[number] = terms_of(task, binding, executor, needs[name], routes.get(name))
+                if plain and binding.is_plain(needs[name]) and not executor.adapts:
+                    alike[id(task.fn)] = binding, made
 
     # ---- flows made of this one -----------------------------------------------------------------
 

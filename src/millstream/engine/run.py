@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os.path
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -72,7 +72,7 @@ class Plan(Protocol):
     graph: Graph | None
 
     @property
-    def known_terms(self) -> Mapping[str, RunTerms]: ...
+    def known_terms(self) -> Sequence[RunTerms | None]: ...
     def terms(self, name: str) -> RunTerms | None: ...
     def payload(self, run: Any) -> Any: ...
     def known(self) -> Iterable[str]: ...
@@ -426,7 +426,7 @@ class FlowRun(Waiting):
             for request in requests:
                 self._refuse_no_route(feed.owner, request)
                 scheduler.request(feed.scope, request)
-                lane = scheduler.tasks[request.id].lane  # type: ignore[attr-defined]
+                lane = scheduler.asked[request.id].lane  # type: ignore[attr-defined]
         except Exception as refused:  # what the flow cannot serve is the failure of who asked
             error = refused
         if error is not None:
@@ -977,7 +977,7 @@ class FlowRun(Waiting):
 
     def _meet(self, name: str, node: int | None) -> RunTask | None:
         """The scheduler meets a task: find out how it is called, and in which lane."""
-        terms = self._known_terms.get(name) or self.plan.terms(name)
+        terms = (None if node is None else self._known_terms[node]) or self.plan.terms(name)
         if terms is None:
             return None
         lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)

@@ -96,7 +96,7 @@ class Scheduler:
         max_parallel: int | None = None,
         make: type[TaskRun] = TaskRun,
     ) -> None:
-        self.tasks: dict[str, TaskState] = {}  #: the tasks that this run has met so far
+        self.asked: dict[str, TaskState] = {}  #: the tasks that were asked for by name
         self.called: list[TaskState] = []  #: the tasks of submitted calls
         self._roots: dict[str, TaskState] = {}  #: of those, the first of each name that no task of the flow has
         self.edges = None if graph is None else Edges(graph)
@@ -120,6 +120,11 @@ class Scheduler:
         self._make = make
         self._blocked = 0
         self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
+
+    @property
+    def tasks(self) -> dict[str, TaskState]:
+        """The tasks of the flow that this run has met so far, by name; a new dictionary."""
+        return {task.name: task for task in self._nodes if task is not None} | self.asked
 
     @property
     def done(self) -> bool:
@@ -171,7 +176,7 @@ class Scheduler:
                 raise TypeError(f"next_tasks takes NextTask values, not {request!r}.")
             if request.id is not met:  # a fan-out asks for one task again and again
                 met = request.id
-                task = self.tasks.get(met) or self._meet(met)
+                task = self.asked.get(met) or self._meet(met)
                 required = task.terms.required
                 if task.node is not None and self.edges is not None and not self.edges.met[task.node]:
                     nodes.append(task.node)
@@ -343,7 +348,7 @@ class Scheduler:
 
     def forget(self) -> None:
         """The run has ended: let go of everything, so that nothing refers to it in a circle."""
-        self.tasks, self.called, self._nodes, self._roots = {}, [], [], {}
+        self.asked, self.called, self._nodes, self._roots = {}, [], [], {}
         self.edges = None
         self._find, self._known = _no_task, tuple
 
@@ -365,7 +370,7 @@ class Scheduler:
         """
         joins = self.check((request,))
         owner = scope.owner
-        if joins and scope.siblings and scope.outputs is None and self.tasks[request.id].terms.collects:
+        if joins and scope.siblings and scope.outputs is None and self.asked[request.id].terms.collects:
             raise BindingError(request.id, "upstream", ("a join requested before its siblings",))
         if self.stopped:
             return
@@ -398,7 +403,7 @@ class Scheduler:
         limit = self._max_task_runs
         if limit is not None and self.scheduled >= limit:
             raise TaskRunLimitError(limit, task.name)
-        root = self.tasks.get(task.name) or self._roots.get(task.name)
+        root = self.asked.get(task.name) or self._roots.get(task.name)
         if root is None:
             try:
                 root = self._meet(task.name)
@@ -483,30 +488,31 @@ class Scheduler:
     # ---- inside: making task runs ---------------------------------------------------------------
 
     def _meet(self, name: str) -> TaskState:
+        """A task is asked for by name."""
         node = None if self.edges is None else self.edges.graph.node(name)
-        task = self._find(name, node)
+        task = None if node is None else self._nodes[node]
         if task is None:
-            raise TaskNotFoundError(name, self._known())
-        self.tasks[name] = task
-        if node is not None:
-            self._nodes[node] = task
+            task = self._find(name, node)
+            if task is None:
+                raise TaskNotFoundError(name, self._known())
+            if node is not None:
+                self._nodes[node] = task
+        self.asked[name] = task
         return task
 
     def _meet_all(self, graph: Graph, nodes: Iterable[int]) -> None:
-        """Meet those of some tasks of the graph that it has not met yet."""
-        tasks: dict[str, Any] = self.tasks  # whatever is in the graph is found
+        """Edges may lead to these tasks."""
         known, names, find = self._nodes, graph.names, self._find
         for node in nodes:
             if known[node] is None:
-                name = names[node]
-                tasks[name] = known[node] = find(name, node)
+                known[node] = find(names[node], node)
 
     def _state_of(self, node: int) -> TaskState:
         assert self.edges is not None, "only a graph has nodes"
         return self._nodes[node] or self._meet(self.edges.graph.names[node])
 
     def _node_of(self, request: NextTask) -> int | None:
-        return self.tasks[request.id].node
+        return self.asked[request.id].node
 
     def _states(self) -> Iterable[TaskState]:
         for task in (*self.tasks.values(), *self.called):
@@ -574,7 +580,7 @@ class Scheduler:
         if joins:
             self._schedule_joined(run, requests)
             return
-        path, position, scope, tasks, make = run.path, run.requested, run.scope, self.tasks, self._make
+        path, position, scope, tasks, make = run.path, run.requested, run.scope, self.asked, self._make
         free = self._unbounded and scope is None
         for request in requests:
             task = tasks[request.id]
@@ -596,7 +602,7 @@ class Scheduler:
         self, request: NextTask, path: int, scope: Scope | None, slot: int | None, asker: TaskRun | None = None
     ) -> bool:
         """Make and dispatch a task run; return False when the request coalesced instead."""
-        task = self.tasks[request.id]
+        task = self.asked[request.id]
         if request.spawn_another:
             number = task.count = task.count + 1
         elif task.live:
@@ -652,7 +658,7 @@ class Scheduler:
 
     def _add_join(self, scope: Scope, request: NextTask, path: int) -> None:
         """Make a join. It never coalesces, since its siblings' outputs would be lost."""
-        task = self.tasks[request.id]
+        task = self.asked[request.id]
         if request.spawn_another or task.live:
             number = task.count = task.count + 1
         else:
@@ -679,7 +685,7 @@ class Scheduler:
             slot = len(scope.outputs)
             scope.outputs.append(None)
         if not self._request(request, path, scope, slot, asker) and slot >= 0:
-            self._watch(scope, slot, self.tasks[request.id])
+            self._watch(scope, slot, self.asked[request.id])
 
     # ---- inside: what holds a task run back -----------------------------------------------------
 
@@ -837,8 +843,9 @@ class Scheduler:
         followed = follow and bool(edges.graph.followers[node])
         loops = edges.graph.loops.get(node, ()) if follow else ()
         for there in loops:
-            name = self._state_of(there).name
+            name = edges.graph.names[there]
             if not self.stopped:
+                self._meet(name)
                 self._request(NextTask(name), hash((run.path, 4, there)), run.scope, None)
         self._edges_settle(run)
         return followed or bool(loops)
