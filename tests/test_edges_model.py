@@ -187,7 +187,7 @@ class Bench:
         assert set(self.waiting) <= set(self.running)
 
         tasks = scheduler.tasks
-        at_gate = [run for task in tasks.values() if task.gated for _, _, run in task.held]
+        at_gate = [run for task in tasks.values() if task.terms.gated for _, _, run in task.held]
         held = [run for _, _, run in scheduler.held]
         parked = scheduler.edges.parked()
         ready = self.ready()
@@ -214,7 +214,7 @@ class Bench:
         blocked = Counter(run.task.name for run in self.waiting)
         for name, task in scheduler.tasks.items():
             assert task.live == count[name]
-            if task.gated and not scheduler.stopped:
+            if task.terms.gated and not scheduler.stopped:
                 assert (task.busy, task.blocked) == (passed[name], blocked[name])
         assert scheduler.feeds == len(self.growing)
         edges = scheduler.edges

@@ -152,7 +152,7 @@ class Story:
             "ready": [run.id for run in self.queue],
             "running": sorted(self.running),
             "held": held_by(scheduler),
-            "held by task": [each for task in scheduler.tasks.values() if task.gated for each in held_by(task)],
+            "held by task": [each for task in scheduler.tasks.values() if task.terms.gated for each in held_by(task)],
             "limited": sorted(run.id for run in scheduler.limited),
             "delayed": sorted(run.id for run in scheduler.delayed),
             "pending": sorted(run.id for run in scheduler.pending),

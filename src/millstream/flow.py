@@ -461,10 +461,14 @@ class Flow:
     def _register(self, task: Task[..., Any], replace: bool) -> None:
         if not task.plain:
             self._check_for_flow(task)
-        with self._lock:
+        lock = self._lock
+        lock.acquire()  # which takes half the time of ``with``
+        try:
             if self._closed:
                 self._refuse_closed()
             old = (self._writable() if self._registry.in_use else self._registry).add(task)
+        finally:
+            lock.release()
         if old is not None and not replace and not same_function(old.fn, task.fn):
             warnings.warn(
                 f"Task {task.name} of {self._name} was registered before: the new function replaces the old "

@@ -118,11 +118,12 @@ class Registry:
 
     def add(self, task: Task[..., Any]) -> Task[..., Any] | None:
         """Register a task; return the one of that name whose place it takes, if any."""
-        name = task.name
-        old = self.tasks.get(name)
-        self.tasks[name] = task
         if not self._fresh:
             self._forget()
+        old = self.tasks.setdefault(task.name, task)
+        if old is task:
+            return None
+        self.tasks[task.name] = task
         return old
 
     def connect(self, edges: Iterable[Edge]) -> None:
@@ -168,14 +169,13 @@ class Registry:
         if self._names is None:
             self._fresh = False
             found: list[Exception] = []
-            needs = {
-                name: self._needs_of(task, found) if task.needs is None else task.needs
-                for name, task in self.tasks.items()
-            }
+            tasks = self.tasks.values()
+            each = [self._needs_of(task, found) if task.needs is None else task.needs for task in tasks]
+            needs = dict(zip(self.tasks, each, strict=True))
             routes = {
-                name: self._resolve(task, "routes", task.routes, found)
-                for name, task in self.tasks.items()
-                if task.routes is not None
+                task.name: self._resolve(task, "routes", task.routes, found)
+                for task in tasks
+                if not task.plain and task.routes is not None
             }
             unknown: set[str] = set()
             for edge in self.edges:

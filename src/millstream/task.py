@@ -215,8 +215,8 @@ class Options:
     #: A higher one starts earlier.
     priority: int = 0
 
-    #: Nothing was given but ``depends_on``, ``routes`` and ``description``: its runs are treated as any task's.
-    plain: bool = True
+    #: Nothing was given but ``depends_on`` and ``description``: its runs are treated as any task's.
+    plain: bool
     #: ``depends_on``, if it has nothing but names and is all that the task depends on.
     needs: tuple[str, ...] | None = None
 
@@ -245,7 +245,7 @@ class Options:
             refuse_option(f"Task {task}", option, self.NAMES, self.ALIASES)
         elif value is not None:
             self.executor = value  # the flow knows which there are
-        if option not in EDGES and value is not None:
+        if option not in PLAIN and value is not None:
             self.plain = False
 
     def given(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class Options:
 
 
 #: Options that say nothing of how a task's runs are treated.
-EDGES = frozenset({"depends_on", "description", "routes"})
+PLAIN = frozenset({"depends_on", "description"})
 
 
 def _check_timeout(value: Any, what: str) -> Any:
@@ -303,6 +303,7 @@ class Task(Options, Generic[P, R]):
             raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
         self.name = name
         self.fn = fn
+        self.plain = True
         short: dict[str, Any] = {}
         for option, value in options.items():
             if option == "depends_on" and type(value) is list:  # large graphs have thousands of these

@@ -57,9 +57,7 @@ class RunTask(TaskState):
         self.each = self.worst = self.inputs = None
         self.watches = NO_WATCHES
         self.live = self.runs = self.count = self.static = 0
-        self.gated = terms.gated
-        self.free = node is None and not (self.gated or terms.priority)
-        if self.gated:
+        if terms.gated:
             self.held, self.busy, self.blocked = [], 0, 0
         self.lane = lane
         #: The driver must be told when an attempt begins, and has more to do when it ends.

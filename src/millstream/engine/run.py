@@ -300,7 +300,8 @@ class FlowRun(Waiting):
                 self._explain(item, error)
                 self._fail(item, error, FAILED)
                 return
-        if item.extra is not None and type(item.extra) is Place:
+        extra = item.extra
+        if extra is not None and type(extra) is Place:
             self._settle_part(item, output, requests, joins, feed)
             return
         name = task.name
@@ -320,8 +321,8 @@ class FlowRun(Waiting):
             self.fed(feed, [], False, None)
         elif scheduler.finished(item, output, requests, joins) and self._results is not None:
             self._results[name if item.number == 1 else f"{name}#{item.number}"] = output
-        if item.extra is not None:
-            item.extra.forget()  # a submitted call
+        if extra is not None:
+            extra.forget()  # a submitted call
         if self._growing:
             self._close_list(item)
         if scheduler.outbox:

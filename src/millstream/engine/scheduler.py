@@ -204,7 +204,7 @@ class Scheduler:
         task.live -= 1
         task.runs += 1
         self.under_way -= 1
-        if task.gated:
+        if task.terms.gated:
             self._passed_on(task)
         scope = run.scope
         if requests is None and scope is None and run.extra is None and not (task.watches or run.requested):
@@ -243,7 +243,7 @@ class Scheduler:
         if run.status is not RUNNING or status not in FAILURES:
             raise StateError(f"{run.id} cannot become {status}: it is {run.status}.")
         self.under_way -= 1
-        if run.task.gated:
+        if run.task.terms.gated:
             self._passed_on(run.task)
         self._ended(run, status)
         self._work_off()
@@ -254,7 +254,7 @@ class Scheduler:
             raise StateError(f"{run.id} cannot be tried again: it is {run.status}.")
         run.status = status
         self.under_way -= 1
-        if run.task.gated:
+        if run.task.terms.gated:
             self._passed_on(run.task)
         again = self._make(run.task, run.number, run.inputs, run.path, run.order, run.scope, run.slot)
         again.attempt = run.attempt + 1
@@ -284,7 +284,7 @@ class Scheduler:
     def blocked(self, task: TaskState) -> None:
         """A dispatched run of ``task`` waits for a value: it does not count for ``max_parallel``."""
         self._blocked += 1
-        if task.gated:
+        if task.terms.gated:
             task.blocked += 1
             self._admit_of(task)
         self._work_off()
@@ -292,7 +292,7 @@ class Scheduler:
     def unblocked(self, task: TaskState) -> None:
         """It goes on."""
         self._blocked -= 1
-        if task.gated:
+        if task.terms.gated:
             task.blocked -= 1
 
     def stop(self) -> list[TaskRun]:
@@ -307,7 +307,7 @@ class Scheduler:
         cancelled = [*ready, *self.pending, *self.limited, *self.delayed]
         cancelled += [entry[2] for entry in self.held]
         for task in self._states():
-            if task.gated and task.held:
+            if task.terms.gated and task.held:
                 cancelled += [entry[2] for entry in task.held]
                 task.held.clear()
         if self.edges is not None:
@@ -334,13 +334,13 @@ class Scheduler:
             passed = False
         elif run in self.limited:
             self.limited.discard(run)
-        elif run.task.gated and take_held(run.task.held, run):
+        elif run.task.terms.gated and take_held(run.task.held, run):
             passed = False
         elif run.task.queue.remove(run):
             self.under_way -= 1
         elif not take_held(self.held, run):
             return False
-        if passed and run.task.gated:
+        if passed and run.task.terms.gated:
             self._passed_on(run.task)
         self._ended(run, CANCELLED)
         self._work_off()
@@ -477,7 +477,7 @@ class Scheduler:
         run.extra = None
         each = run.task.each
         waiting = [  # in the order in which each is taken out in a short step
-            *(entry[2] for entry in sorted(each.held if each.gated else ())),
+            *(entry[2] for entry in sorted(each.held if each.terms.gated else ())),
             *self.limited,
             *self.delayed,
             *each.queue,
@@ -584,7 +584,7 @@ class Scheduler:
         free = self._unbounded and scope is None
         for request in requests:
             task = tasks[request.id]
-            if free and task.free and request.spawn_another and request.priority is None:
+            if free and task.terms.plain and task.node is None and request.spawn_another and request.priority is None:
                 # A fan-out: what ``_request`` comes down to then.
                 number = task.count = task.count + 1
                 task.live += 1
@@ -625,7 +625,7 @@ class Scheduler:
             run.upstream = []
         if task.node is not None:
             self._wait_for_edges(run, asker)
-        elif self._max_parallel is None and not (task.gated or run.priority):
+        elif self._max_parallel is None and not (task.terms.gated or run.priority):
             self.under_way += 1
             task.queue.put(run)
         else:
@@ -717,7 +717,7 @@ class Scheduler:
     def _pass(self, run: TaskRun) -> None:
         """A task run waits for nothing but the gates: its task's, the limits, the run's."""
         task = run.task
-        if not task.gated:
+        if not task.terms.gated:
             self._dispatch(run)
         elif task.terms.max_parallel is None:
             self._let_on(run)

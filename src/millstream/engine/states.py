@@ -42,7 +42,8 @@ class Terms:
     """How the runs of a task are to be treated; tasks that are alike share one."""
 
     __slots__ = (
-        "bare", "collects", "gated", "max_parallel", "on_dep_failure", "priority", "reads_upstream", "required", "uses",
+        "bare", "collects", "gated", "max_parallel", "on_dep_failure", "plain", "priority", "reads_upstream",
+        "required", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -64,8 +65,10 @@ class Terms:
         self.uses = uses  #: names of limits that each of its attempts holds
         self.priority = priority
         self.gated = max_parallel is not None or bool(uses)
-        #: When edges lead to it, all that its run takes is a worker.
-        self.bare = not (self.gated or required or reads_upstream or priority)
+        #: All that a run of it takes is a worker.
+        self.plain = not (self.gated or priority)
+        #: The same when edges lead to it: it needs nothing that they bring.
+        self.bare = self.plain and not (required or reads_upstream)
 
 
 class RunTerms(Terms):
@@ -99,7 +102,7 @@ class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
     __slots__ = (
-        "blocked", "busy", "count", "each", "free", "gated", "held", "inputs", "live", "name", "node", "queue", "runs",
+        "blocked", "busy", "count", "each", "held", "inputs", "live", "name", "node", "queue", "runs",
         "static", "terms", "watches", "worst",
     )  # fmt: skip
 
@@ -116,9 +119,7 @@ class TaskState:
         self.worst: Status | None = None  #: how the worst of its task runs ended, of those that did not succeed
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
         self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
-        self.gated = terms.gated
-        self.free = node is None and not (terms.gated or terms.priority)
-        if self.gated:  # else nobody looks at these
+        if terms.gated:  # else nobody looks at these
             self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
             self.busy = 0  #: let through by that gate, and not over
             self.blocked = 0  #: of these, how many wait for a value
