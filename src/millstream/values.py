@@ -66,7 +66,7 @@ class NextTask:
             inputs = copied_inputs(inputs, f"NextTask({id!r})")
         if spawn_another is not True and spawn_another is not False:
             raise TypeError(f"NextTask({id!r}) takes spawn_another=True or False, not {spawn_another!r}.")
-        if join is not True and join is not False:
+        if join is not False and join is not True:
             raise TypeError(f"NextTask({id!r}) takes join=True or False, not {join!r}.")
         if priority is not None and (priority is True or priority is False or not isinstance(priority, int)):
             raise TypeError(f"NextTask({id!r}) takes priority as a whole number, not {priority!r}.")

@@ -451,7 +451,7 @@ class Lane:
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         with monitor:
             self.come(worker)
-        item = task = result = variables = awaited = output = requests = drive = None
+        item = task = result = coroutine = variables = awaited = output = requests = drive = None
         driver: Any = None
         box: list[Any] = [None]
         try:
@@ -483,20 +483,25 @@ class Lane:
                     elif run.stopping or item.given_up:
                         close_unawaited(result)
                         raise TaskCancelledError(item.id)
-                    if type(result) is ASYNC_GENERATOR:
-                        result = self._iterate_async(item, result)
-                    if type(result) is COROUTINE or isinstance(result, Coroutine):
+                    coroutine = result if type(result) is COROUTINE else self._coroutine_of(item, result)
+                    if coroutine is not None:
                         # What a task does to context variables must not be seen by the next one.
                         variables = copy_context() if item.extra is None else variables_of(item)
                         if drive is None:
                             driver = driving(box)
                             drive = driver.send
                             drive(None)
-                        awaited = variables.run(drive, result if type(result) is COROUTINE else result.__await__())
+                        awaited = variables.run(drive, coroutine)
                         if awaited is not ENDED:
+                            box[0] = None  # of an earlier one, which may be large
                             await resume(run, variables, driver, awaited)
-                        result, box[0] = box[0], None
-                    output, requests = (result, None) if type(result) in PLAIN else self.outcome(item, result)
+                        result = box[0]
+                    if type(result) in PLAIN:
+                        output, requests = result, None
+                    elif type(result) is TaskOutput and type(result.next_tasks) in LISTED:
+                        output, requests = result.output, result.next_tasks
+                    else:
+                        output, requests = self.outcome(item, result)
                     if stream is not None and stream.full:
                         await run.wait_for_room_async()
                 except HandedOn:
@@ -520,7 +525,13 @@ class Lane:
         finally:
             # As in ``_work``: the traceback of a task's error keeps this frame.
             del self, run, context, report, now, ready, monitor, take, locked, unlock, posted, later, stream
-            del item, task, result, variables, awaited, output, requests, drive, driver
+            del item, task, result, coroutine, variables, awaited, output, requests, drive, driver, box
+
+    def _coroutine_of(self, item: Item, result: Any) -> Any:
+        """Return what is to be driven to get the result of a task, None if that is there already."""
+        if type(result) is ASYNC_GENERATOR:
+            return self._iterate_async(item, result)
+        return result.__await__() if isinstance(result, Coroutine) else None
 
     async def _iterate_async(self, item: Item, generator: AsyncGenerator[Any, None]) -> None:
         run = self.run

@@ -581,11 +581,13 @@ class Scheduler:
             self._schedule_joined(run, requests)
             return
         path, position, scope, tasks, make = run.path, run.requested, run.scope, self.asked, self._make
-        free = self._unbounded and scope is None
+        met: str | None = None
         for request in requests:
-            task = tasks[request.id]
-            if free and task.terms.plain and task.node is None and request.spawn_another and request.priority is None:
-                # A fan-out: what ``_request`` comes down to then.
+            if request.id is not met:  # a fan-out asks for one task again and again
+                met = request.id
+                task = tasks[met]
+                quick = self._unbounded and scope is None and task.node is None and task.terms.plain
+            if quick and request.spawn_another and request.priority is None:  # what ``_request`` comes down to then
                 number = task.count = task.count + 1
                 task.live += 1
                 task.inputs = inputs = request.inputs
