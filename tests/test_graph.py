@@ -92,6 +92,17 @@ def test_everything_before_and_after():
     assert named(made, made.before([4])) == "abcde"
     assert named(made, made.before([1, 5])) == "abx"
     assert made.after([]) == []
+    assert graph({"a": "", "b": "a"}).after([0]) == [0, 1], "from all roots, too"
+
+
+def test_what_no_root_leads_to_is_not_after_the_roots():
+    """Tasks that choose each other in a circle come after none of the roots; nor does what a part leaves out."""
+    made = graph({"a": "", "b": "a", "x": "", "y": ""}, x="y", y="x")
+
+    assert named(made, made.roots) == "a"
+    assert named(made, made.after(made.roots)) == "ab"
+    part = graph({"a": "", "b": "a", "c": "", "d": "c"}).part({0, 1})
+    assert named(part, part.after(part.roots)) == "ab"
 
 
 def test_a_part_keeps_the_edges_inside_and_the_numbers():

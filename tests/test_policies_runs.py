@@ -1561,6 +1561,32 @@ def test_a_start_that_was_cancelled_before_it_began_is_no_start(clock):
     assert [start - begin for start in starts] == [0.0, 4.0]
 
 
+@pytest.mark.parametrize("how", ["ends", "is refused", "raises", "is cancelled"])
+def test_an_attempt_leaves_no_timer_behind(clock, how):
+    """However an attempt with a timeout ends, its timer is called off at once, while the run goes on."""
+    with opened_flow(clock, on_error="continue") as flow:
+
+        @flow.task(timeout=100.0)
+        def work():
+            if how == "raises":
+                raise OSError
+            while how == "is cancelled" and not current_task().cancelled:
+                time.sleep(0.001)
+            return NextTask("nobody") if how == "is refused" else None
+
+        with flow.session() as session:
+            goes_on = threading.Event()
+            session.submit(goes_on.wait, WATCHDOG)
+            if how == "is cancelled":
+                call = session.submit(flow["work"])
+                clock.wait_for(100.0)
+                call.cancel()
+            else:
+                session.submit(lambda: flow.start("work").wait(WATCHDOG)).result(WATCHDOG)
+            assert clock.waiting == []
+            goes_on.set()
+
+
 def test_a_rate_leaves_no_timer_behind(clock):
     """When nobody waits for a rate any more, nothing is timed."""
     with opened_flow(clock, limits={"api": Rate(1, per=4.0)}) as flow:

@@ -191,15 +191,15 @@ def everything(value, names=None):
         if id(value) in names:
             return names[id(value)]
         names[id(value)] = f"{type(value).__name__} {len(names)}"
-        slots = vars(value) if isinstance(value, Scheduler) else value.__slots__
-        slots = [slot for slot in slots if slot != "handle" and hasattr(value, slot)]
+        slots = ["tasks", *vars(value)] if isinstance(value, Scheduler) else value.__slots__
+        # ``asked`` and ``_nodes`` are ways to find what is in ``tasks``.
+        slots = [slot for slot in slots if slot not in ("handle", "asked", "_nodes") and hasattr(value, slot)]
         return {slot: everything(getattr(value, slot), names) for slot in slots}
     if isinstance(value, dict):
         found = {key: everything(each, names) for key, each in value.items()}
         return {key: each for key, each in found.items() if each != "never scheduled"}
     if isinstance(value, list | tuple | deque | bytearray):
-        found = [everything(each, names) for each in value]
-        return [None if each == "never scheduled" else each for each in found]
+        return [everything(each, names) for each in value]
     if isinstance(value, set | frozenset):
         return [everything(each, names) for each in sorted(value, key=lambda run: run.id)]
     return value
@@ -349,6 +349,18 @@ def test_a_join_waits_for_what_its_siblings_schedule():
     assert story.finish("e") == {"ready": ["d"], "pending": ["sum"]}
     assert story.finish("d") == {"ready": ["sum"]}
     assert story.upstream("sum") == ["of b"]
+
+
+def test_a_join_waits_for_what_its_siblings_spawn():
+    """Task runs that a sibling spawns count in its scope as well, as many as there are."""
+    story = Story(tasks={"c": {"reads_upstream": False}})
+    story.start("a")
+
+    story.finish("a", "b", join("sum"))
+    assert story.finish("b", more("c"), more("c"), more("d")) == {"ready": ["c", "c#2", "d"], "pending": ["sum"]}
+    story.finish("c")
+    story.finish("d")
+    assert story.finish("c#2") == {"ready": ["sum"]}
 
 
 def test_a_join_does_not_wait_for_others():
@@ -1274,6 +1286,90 @@ def test_edges_beyond_the_limit_are_told():
     assert (error.limit, story.scheduler.scheduled) == (2, 2)
     story.stop()
     assert story.seen() == {"stopped": True, "done": True}
+
+
+def bare(*names):
+    """Return options for tasks whose runs need nothing but a worker: the short way of plain graphs."""
+    return {name: {"reads_upstream": False} for name in names}
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip", "run-anyway"])
+def test_a_plain_graph_in_which_one_task_fails(policy):
+    """What had succeeded before the failure, and what succeeds after it, leads on; the failure counts."""
+    edges = {"a": [], "b": [], "c": [], "d": ["a", "b"], "e": ["a", "c"]}
+    options = bare(*edges)
+    options["d"]["on_dep_failure"] = policy
+    story = Story(edges=edges, tasks=options)
+    story.start("a", "b", "c")
+
+    story.finish("a")
+    assert story.fail("b")["ready"] == (["c", "d"] if policy == "run-anyway" else ["c"])
+    assert story.finish("c")["ready"] == (["d", "e"] if policy == "run-anyway" else ["e"])
+    assert [name for name, _, _ in story.ended()] == ([] if policy == "run-anyway" else ["d"])
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_plain_graph_in_which_one_task_chooses(first):
+    """A task that one dependency leads to runs, although the other has chosen to go nowhere, in either order."""
+    story = Story(edges={"a": [], "b": [], "c": ["a", "b"]}, tasks=bare("a", "b", "c"))
+    story.start("a", "b")
+
+    story.finish(first, none=first == "b")
+    other = "b" if first == "a" else "a"
+    assert story.finish(other, none=other == "b") == {"ready": ["c"]}
+
+
+def test_a_failure_before_the_others_succeed():
+    """A task of which a dependency has failed does not run when the others have succeeded."""
+    story = Story(edges={"a": [], "b": [], "c": ["a", "b"]}, tasks=bare("a", "b", "c"))
+    story.start("a", "b")
+
+    assert story.fail("b") == {"ready": ["a"], "expected": ["c"]}
+    assert story.finish("a") == {"done": True}
+    assert story.ended() == [("c", "FAILED", story.ended()[0][2])]
+
+
+def test_a_plain_graph_in_which_a_task_is_spawned_again():
+    """What follows a task waits for all its runs."""
+    story = Story(edges={"a": [], "c": ["a"]}, tasks=bare("a", "c"))
+    story.start("a", "x")
+    story.begin("a")
+    story.finish("x", more("a"))
+
+    assert story.finish("a") == {"ready": ["a#2"], "expected": ["c"]}
+    assert story.finish("a#2") == {"ready": ["c"]}
+
+
+def test_a_plain_graph_in_which_an_expected_task_joins():
+    """A task that is asked for as a join runs once: as that, when its siblings and its dependencies have ended."""
+    story = Story(edges={"a": [], "c": ["a"]}, tasks=bare("a", "c"))
+    story.start("a", "x")
+
+    story.finish("x", "y", join("c"))
+    assert story.finish("a") == {"ready": ["y"], "pending": ["c"]}
+    assert story.finish("y") == {"ready": ["c"]}
+    assert story.finish("c") == {"done": True}
+
+
+def test_a_plain_graph_stops_at_the_limit_of_task_runs():
+    """An edge beyond ``max_task_runs`` is told, and makes nothing."""
+    story = Story(edges={"a": [], "b": ["a"], "c": ["b"]}, tasks=bare("a", "b", "c"), max_task_runs=2)
+    story.start("a")
+
+    story.finish("a")
+    assert story.finish("b") == {"done": True}
+    assert [(error.limit, error.task) for error in story.told(TaskRunLimitError)] == [(2, "c")]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_nothing_follows_an_edge_after_a_stop(reads):
+    """What ends after the stop leads to nothing, whether its run was plain until then or not."""
+    story = Story(edges=DIAMOND, tasks={name: {"reads_upstream": reads} for name in DIAMOND})
+    story.start("a")
+    story.begin("a")
+    story.scheduler.stop()
+
+    assert story.finish("a") == {"stopped": True, "done": True}
 
 
 def test_stop_cancels_what_was_expected():

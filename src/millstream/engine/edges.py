@@ -73,12 +73,10 @@ class Edges:
 
     def activate(self, task: int) -> None:
         """A task is asked for: it is pending, and whatever edges lead to from it is expected."""
-        active, met, expected = self._active, self.met, self.expected
-        if self.plain and self.outputs[task] is not NOTHING:
-            self.in_general()
-        if active[task]:
+        if self._is_active(task):
             return
         self.in_general()
+        active, met, expected = self._active, self.met, self.expected
         active[task] = met[task] = 1
         outputs, bad = self.outputs, self._bad  # what comes now is a new wave
         outputs[task], bad[task] = NOTHING, 0
@@ -244,9 +242,11 @@ class Edges:
 
     def waits_for(self, task: int) -> list[str]:
         """Return the names of what a task waits for."""
-        self.in_general()
         graph = self.graph
-        return [graph.names[need] for need in (*graph.needs[task], *graph.routers[task]) if self._active[need]]
+        return [graph.names[need] for need in (*graph.needs[task], *graph.routers[task]) if self._is_active(need)]
+
+    def _is_active(self, task: int) -> bool:
+        return bool(self._active[task]) and not (self.plain and self.outputs[task] is not NOTHING)
 
     def awaited(self) -> list[int]:
         """Return what is expected."""

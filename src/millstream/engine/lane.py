@@ -493,7 +493,6 @@ class Lane:
                             drive(None)
                         awaited = variables.run(drive, coroutine)
                         if awaited is not ENDED:
-                            box[0] = None  # of an earlier one, which may be large
                             await resume(run, variables, driver, awaited)
                         result = box[0]
                     if type(result) in PLAIN:
