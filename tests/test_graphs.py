@@ -2812,3 +2812,75 @@ def test_an_unclosed_flow_with_a_graph_leaves_nothing_behind():
         """
     )
     assert said == "{'b': 2}\n"
+
+
+# ---- tasks that share a function ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [["other", "first"], ["first", "other"]])
+def test_only_one_of_two_tasks_of_a_function_chooses(order):
+    """An edge that was connected makes a router of the one task, and not of another of the same function."""
+
+    def pick():
+        return "x"
+
+    with Flow("inline") as flow:
+        for name in order:
+            flow.add_task(name, pick)
+        flow.add_task("x", lambda: "ran")
+        flow.add_task("y", lambda: "ran")
+        flow.connect("other >> first >> (x | y)")
+
+        assert flow.run() == {"x": "ran"}
+        rows = flow.report().tasks
+        assert (rows["other"].result, rows["first"].result) == ("x", "x")
+        assert (rows["x"].status, rows["y"].status) == ("SUCCESS", "SKIPPED")
+
+
+@pytest.mark.parametrize("order", [["reads", "default"], ["default", "reads"]])
+def test_a_function_takes_the_output_of_the_one_dependency_that_it_names(order):
+    """Of two tasks of one function, that one which depends on the task of a parameter's name is given its output."""
+
+    def show(number=0):
+        return number
+
+    with Flow("inline") as flow:
+        flow.add_task("number", lambda: 7)
+        flow.add_task("another", lambda: 8)
+        for name in order:
+            flow.add_task(name, show, depends_on=["number" if name == "reads" else "another"])
+
+        assert flow.run() == {"reads": 7, "default": 0}
+
+
+def test_one_of_two_tasks_of_a_function_has_options():
+    """What is said of the one task is not said of the other."""
+    calls = []
+
+    def fails_once(ctx):
+        calls.append(current_task().name)
+        if calls.count(current_task().name) < 2:
+            raise OSError
+        return "done"
+
+    with Flow("inline", on_error="continue") as flow:
+        flow.add_task("start", lambda: None)
+        flow.add_task("once", fails_once, depends_on=["start"])
+        flow.add_task("twice", fails_once, depends_on=["start"], retries=1)
+        flow.add_task("too", fails_once, depends_on=["start"])
+
+        assert flow.run() == {"twice": "done"}
+    assert sorted(calls) == ["once", "too", "twice", "twice"]
+
+
+def test_a_task_that_is_replaced_between_runs_is_called_as_the_new_one():
+    """Neither the function nor its parameters of the older task are left."""
+    with Flow("inline") as flow:
+        flow.add_task("number", lambda: 7)
+        flow.add_task("show", lambda number: number)
+        assert flow.run() == {"show": 7}
+
+        flow.add_task("show", lambda ctx: ctx.get("number") + 1, replace=True, depends_on=["number"])
+        assert flow.run() == {"show": 8}
+        flow.add_task("number", lambda: 1, replace=True)
+        assert flow.run() == {"show": 2}
