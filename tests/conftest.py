@@ -1,6 +1,7 @@
 """What the tests share: flows on every executor, snippets in a process of their own, threads of the engine, clocks."""
 
 import heapq
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,9 @@ import pytest
 
 from millstream import AsyncioExecutor, Flow, ThreadExecutor
 from millstream.engine.clock import Clock, Timer
+
+# A shell starts its background jobs with Ctrl-C ignored, which the tests of Ctrl-C and their children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Seconds after which whatever waits gives up: far beyond what anything here takes.
 WATCHDOG = 10.0
