@@ -28,6 +28,7 @@ class Graph:
 
     __slots__ = (
         "_after",
+        "_counts",
         "_declared",
         "_given",
         "_has_circles",
@@ -49,6 +50,7 @@ class Graph:
     def __init__(self, dependencies: Names, routes: Names) -> None:
         self.names: Sequence[str] = list(dependencies)
         self._given = dependencies
+        self._counts = [*map(len, dependencies.values())]
         self._needs: Numbers | None = None  # until somebody asks
         self._declared: Numbers | None = None
         self.number, self.followers, self._in_order = numbered(dependencies)
@@ -84,7 +86,11 @@ class Graph:
 
     def count_needs(self) -> list[int]:
         """Return how many tasks each task waits for."""
-        return [*map(len, self._given.values() if self._needs is None else self._needs)]
+        return [*self._counts] if self._needs is None else [*map(len, self._needs)]
+
+    def depends(self, task: int) -> bool:
+        """Whether a task depends on anything, in the flow as a whole."""
+        return self._counts[task] > 0
 
     @property
     def any_edges(self) -> bool:
@@ -95,7 +101,7 @@ class Graph:
         """Return the number of a task, None for one at which no edge of the flow begins or ends."""
         task, whole = self.number.get(name), self._whole
         if task is None or not (
-            whole.needs[task] or whole.followers[task] or whole.routes[task] or whole.routers[task]
+            whole.followers[task] or whole.depends(task) or whole.routes[task] or whole.routers[task]
         ):
             return None
         return task

@@ -147,6 +147,8 @@ class Edges:
     def failing(self, task: int) -> list[int]:
         """Return those dependencies and routers of a task that have failed in their newest wave."""
         bad, graph = self._bad, self.graph
+        if 1 not in bad:
+            return []
         return [each for each in (*graph.needs[task], *graph.routers[task]) if bad[each]]
 
     def reaches(self, task: int, scope: Scope | None) -> None:
@@ -234,6 +236,8 @@ class Edges:
 
     def upstream(self, task: int) -> dict[str, Any] | None:
         """Return the outputs of the dependencies that ran, by name; None when none is part of this run."""
+        if not self.graph.depends(task):
+            return None
         needs = self.graph.declared[task]
         if not any(self.met[need] for need in needs):
             return None

@@ -71,18 +71,19 @@ class Row:
 class RunRecord:
     """What a report is made of, as things stand; after the end of a run, all that is kept of it."""
 
-    def __init__(self, run: FlowRun, error: BaseException | None) -> None:
+    def __init__(self, run: FlowRun, tasks: list[Any], error: BaseException | None) -> None:
+        """``tasks`` is a list of ``RunTask``s, which is used up."""
         self.id, self.flow, self.metadata = run.id, run.plan.flow, dict(run.context.metadata)
         seen = run.observer
-        tasks: list[Any] = [*run.scheduler.tasks.values(), *run.scheduler.called]  # RunTasks, all of them
         self.began, self.ended, self.status = seen.began_at, seen.ended_at, run.status
         self.trace = None if seen.trace is None else tuple(seen.trace)
-        # Rows are made of these when somebody asks for a report.
-        self._kept: list[Kept] = [
-            (t.name, t.live, t.worst, t.runs, t.attempt, t.began, t.ended, t.output, t.failure) for t in tasks
-        ]
         self._finished = run.finished
         self._expected = set() if run.finished else {task.name for task in tasks if run.expects(task)}
+        # Rows are made of these when somebody asks for a report. One object goes as one comes: else the
+        # garbage collector would look through everything once more.
+        for place, t in enumerate(tasks):
+            tasks[place] = (t.name, t.live, t.worst, t.runs, t.attempt, t.began, t.ended, t.output, t.failure)
+        self._kept: list[Kept] = tasks
         self._failures = list(run.first_failures)
         same = (failure for failure in self._failures if failure.error is error)
         self.failure = None if error is None else next(same, None) or Failure(error)

@@ -210,7 +210,7 @@ class FlowRun(Waiting):
     def report(self) -> RunReport:
         """Return what the run has done so far, one row a task; readable at any time, also after the end."""
         with self.monitor:
-            record = RunRecord(self, None) if self.record is None else self.record
+            record = RunRecord(self, self.scheduler.states(), None) if self.record is None else self.record
         return record.report()
 
     def cancel(self) -> None:
@@ -925,9 +925,10 @@ class FlowRun(Waiting):
             later.extend((wake, ()) for wake in self.stream_buffer.close())
         self.observer.run_ended(self._status, why)
         later.append((self.observer.deliver, (self.announce,)))
-        self.record = RunRecord(self, why)
-        later.append((self.record.let_go, ()))
+        tasks = self.scheduler.states()
         self.scheduler.forget()
+        self.record = RunRecord(self, tasks, why)
+        later.append((self.record.let_go, ()))
         self._lanes, self._only_lane, self._newest_lane, self._called = {}, NO_LANE, None, {}
 
     def announce(self) -> None:

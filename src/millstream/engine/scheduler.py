@@ -126,6 +126,12 @@ class Scheduler:
         """The tasks of the flow that this run has met so far, by name; a new dictionary."""
         return {task.name: task for task in self._nodes if task is not None} | self.asked
 
+    def states(self) -> list[TaskState]:
+        """Return all tasks that this run has met so far, also those of submitted calls."""
+        tasks = [task for task in self._nodes if task is not None]
+        tasks += [task for task in self.asked.values() if task.node is None]
+        return tasks + self.called
+
     @property
     def done(self) -> bool:
         """Nothing is under way, nothing waits, and nothing more can come."""
@@ -515,7 +521,7 @@ class Scheduler:
         return self.asked[request.id].node
 
     def _states(self) -> Iterable[TaskState]:
-        for task in (*self.tasks.values(), *self.called):
+        for task in self.states():
             yield task
             if task.each is not None:
                 yield task.each
