@@ -101,6 +101,8 @@ def test_what_no_root_leads_to_is_not_after_the_roots():
 
     assert named(made, made.roots) == "a"
     assert named(made, made.after(made.roots)) == "ab"
+    alone = graph({"a": "", "b": "a", "z": ""})
+    assert (named(alone, alone.after([0])), named(alone, alone.after([0, 2]))) == ("ab", "abz")
     part = graph({"a": "", "b": "a", "c": "", "d": "c"}).part({0, 1})
     assert named(part, part.after(part.roots)) == "ab"
 

@@ -9,6 +9,8 @@ everything is linear in the number of edges. May import: errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import compress
+from operator import or_
 
 from millstream.errors import CycleError, TaskNotFoundError
 
@@ -38,7 +40,6 @@ class Graph:
         "_whole",
         "followers",
         "loops",
-        "members",
         "names",
         "number",
         "roots",
@@ -64,7 +65,6 @@ class Graph:
         self.loops: Mapping[int, Sequence[int]] = {}
         given = enumerate(dependencies.values())
         self.roots = [task for task, names in given if not names and not self.routers[task]]
-        self.members = bytes([1]) * len(self.names)  #: for each task a 1; 0 for those that ``part`` leaves out
         self._whole = self
         self._after: tuple[tuple[int, ...], list[int]] | None = None  # of the newest starts
         #: None: not known yet. There are none without routes, since dependencies are refused then.
@@ -106,15 +106,24 @@ class Graph:
             return None
         return task
 
+    def entries(self) -> list[int]:
+        """Return those of the roots from which an edge leads on."""
+        return [task for task in self.roots if self.followers[task] or self.routes[task]]
+
+    def linked(self) -> bytes:
+        """Return, for each task, 1 if a dependency begins or ends there, else 0."""
+        return bytes(map(bool, map(or_, self.count_needs(), map(len, self.followers))))
+
     def after(self, tasks: Iterable[int]) -> list[int]:
         """Return these tasks and all that edges lead to from them, in order."""
         starts = tuple(tasks)
         if self._after is None or self._after[0] != starts:
-            if starts == tuple(self.roots) and not self.special:  # every way that does not turn back begins there
-                reached = [task for task, member in enumerate(self.members) if member]
+            known = set(starts)
+            if self._in_order and not self.special and known.issuperset(self.entries()):  # each way begins there
+                known.update(compress(range(len(self.names)), self.linked()))
             else:
-                reached = sorted(reach(starts, self.followers, self.routes))
-            self._after = starts, reached
+                known = reach(starts, self.followers, self.routes)
+            self._after = starts, sorted(known)
         return self._after[1]
 
     def before(self, tasks: Iterable[int]) -> set[int]:
@@ -128,7 +137,6 @@ class Graph:
             edges = getattr(self, side.removeprefix("_"))
             setattr(part, side, [[b for b in edges[a] if b in tasks] if a in tasks else [] for a in range(len(edges))])
         part.roots = [task for task in sorted(tasks) if not part.needs[task] and not part.routers[task]]
-        part.members = bytes(task in tasks for task in range(len(self.names)))
         return part
 
     def rooted(self, starts: Sequence[int]) -> Graph:

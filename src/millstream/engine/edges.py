@@ -62,8 +62,9 @@ class Edges:
     def begin(self, starts: Sequence[int]) -> None:
         """The run begins with these tasks: all that edges lead to from them is expected."""
         graph = self.graph
-        if starts == graph.roots and not graph.special:  # all of it, which needs no walk
-            self._active, self.met, self.expected = (bytearray(graph.members) for _ in range(3))
+        if not graph.special and starts == graph.entries():  # all of it, which needs no walk
+            linked = graph.linked()
+            self._active, self.met, self.expected = bytearray(linked), bytearray(linked), bytearray(linked)
             self.open_needs = graph.count_needs()
             for task in starts:
                 self.expected[task] = 0
