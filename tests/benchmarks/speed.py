@@ -27,7 +27,8 @@ def rows() -> Iterator[Row]:
         yield from chains(flow, pool)
         yield from fan_outs(flow, pool)
         yield from streams(flow, pool)
-    yield layers()
+    yield layers(100)
+    yield layers(1000, rounds=5)
     yield from coroutines()
     yield sleeps()
 
@@ -149,9 +150,9 @@ def streams(flow: Flow, pool: ThreadPoolExecutor) -> Iterator[Row]:
     )
 
 
-def layers() -> Row:
-    """A graph of 100 layers of 100 tasks with three dependencies each: built, and run."""
-    width = depth = 100
+def layers(depth: int, rounds: int = 7) -> Row:
+    """A graph of layers of 100 tasks with three dependencies each: built, and run."""
+    width = 100
     graph = {
         f"{layer}-{place}": [f"{layer - 1}-{(place + step) % width}" for step in range(3)] if layer else []
         for layer in range(depth)
@@ -179,8 +180,9 @@ def layers() -> Row:
                     pool.submit(call, name)
                 sorter.done(done.get())
 
-    name = f"static layers {depth} × {width}, built and run"
-    return compare(name, "graphlib + pool loop", ours, theirs, per=width * depth, goal=0.45, limit=0.70)
+    name = f"static layers {depth:,} × {width}, built and run"
+    against = "graphlib + pool loop"
+    return compare(name, against, ours, theirs, per=width * depth, goal=0.45, limit=0.70, rounds=rounds)
 
 
 def coroutines() -> Iterator[Row]:
