@@ -49,9 +49,11 @@ from millstream.task import (
     TaskOptions,
     check_count,
     check_limit,
+    check_task,
     current_flow,
     current_run,
     name_of,
+    only_names,
     refuse_option,
     task_names,
 )
@@ -333,7 +335,13 @@ class Flow:
             TypeError, ValueError: a bad name, action or option.
             FlowClosedError: the flow is closed.
         """
-        self._register(Task.of(name, action, options), replace)
+        given = options.get("depends_on") if len(options) == 1 else None
+        needs = None if given is None else only_names(given)
+        if options and needs is None:
+            self._register_task(Task(name, action, **options), replace)
+        else:  # a large graph is made of these
+            check_task(name, action)
+            self._register(name, action, needs, None, replace)
 
     def add(self, task: Task[..., Any], *, replace: bool = False) -> None:
         """Register a module-level ``@task`` or an instance of a ``TaskBase``.
@@ -343,7 +351,7 @@ class Flow:
         """
         if not isinstance(task, Task):
             raise TypeError(f"flow.add takes a Task made by @task or TaskBase, not {task!r}: use flow.add_task.")
-        self._register(task.origin, replace)
+        self._register_task(task.origin, replace)
 
     def connect(self, *edges: str | Iterable[Any]) -> None:
         """Add edges: as text, or as pairs of names.
@@ -458,20 +466,29 @@ class Flow:
             raise ValueError(f"targets of {self._name} is empty: name at least one task, or leave it out.")
         return names
 
-    def _register(self, task: Task[..., Any], replace: bool) -> None:
-        if not task.plain:
-            self._check_for_flow(task)
+    def _register_task(self, task: Task[..., Any], replace: bool) -> None:
+        self._check_for_flow(task)
+        self._register(task.name, task.fn, task.needs, task, replace)
+
+    def _register(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        needs: tuple[str, ...] | None,
+        task: Task[..., Any] | None,
+        replace: bool,
+    ) -> None:
         lock = self._lock
         lock.acquire()  # which takes half the time of ``with``
         try:
             if self._closed:
                 self._refuse_closed()
-            old = (self._writable() if self._registry.in_use else self._registry).add(task)
+            old = (self._writable() if self._registry.in_use else self._registry).add(name, fn, needs, task)
         finally:
             lock.release()
-        if old is not None and not replace and not same_function(old.fn, task.fn):
+        if old is not None and not replace and not same_function(old, fn):
             warnings.warn(
-                f"Task {task.name} of {self._name} was registered before: the new function replaces the old "
+                f"Task {name} of {self._name} was registered before: the new function replaces the old "
                 "one (replace=True says that this is meant).",
                 DuplicateTaskWarning,
                 stacklevel=_outside(),

@@ -8,7 +8,8 @@ engine only the terms of a task (``engine.states``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.states import RunTerms
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from millstream.config.edges import Edge
     from millstream.executors.base import Executor
     from millstream.executors.owned import Executors
-    from millstream.task import TaskName
+    from millstream.task import TaskName, TaskOptions
 
 
 def terms_of(
@@ -91,6 +92,64 @@ def _expansion(task: str, over: str, is_async: bool) -> Invoke:
     return expansion(task, over, is_async)
 
 
+class Tasks(Mapping[str, Task[..., Any]]):
+    """The tasks of a flow by name, in the order of registration.
+
+    One that is a function with the names of dependencies, and nothing else, is kept as these two, and made
+    when somebody looks at it: a graph of thousands of them never needs it.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task[..., Any]] = {}) -> None:
+        self.number: dict[str, int] = {}  #: the place of each
+        self.functions: list[Callable[..., Any]] = []
+        self.needs: list[tuple[str, ...] | None] = []  #: what each depends on; None: that is still to be found out
+        self.made: list[Task[..., Any] | None] = []
+        self._making = threading.Lock()  # one task is one object
+        for name, task in tasks.items():
+            self.put(name, task.fn, task.needs, task)
+
+    def copy(self) -> Tasks:
+        copy = Tasks()
+        copy.number = dict(self.number)
+        copy.functions, copy.needs, copy.made = list(self.functions), list(self.needs), list(self.made)
+        return copy
+
+    def put(
+        self, name: str, fn: Callable[..., Any], needs: tuple[str, ...] | None, task: Task[..., Any] | None
+    ) -> Callable[..., Any] | None:
+        """Put a task there; return the function of the one whose place it takes, if any."""
+        number, made = self.number.setdefault(name, len(self.made)), self.made
+        if number == len(made):
+            self.functions.append(fn)
+            self.needs.append(needs)
+            made.append(task)
+            return None
+        old = self.functions[number]
+        self.functions[number], self.needs[number], made[number] = fn, needs, task
+        return old
+
+    def __getitem__(self, name: str) -> Task[..., Any]:
+        number = self.number[name]
+        task = self.made[number]
+        if task is None:
+            with self._making:
+                task = self.made[number]
+                if task is None:
+                    needs = self.needs[number]
+                    options: TaskOptions = {} if needs is None else {"depends_on": needs}
+                    task = self.made[number] = Task(name, self.functions[number], **options)
+        return task
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.number
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.number)
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+
 class Registry:
     """Tasks by name, in the order of registration, and the edges that were added between them."""
 
@@ -102,7 +161,7 @@ class Registry:
         outside: frozenset[str] = frozenset(),
     ) -> None:
         self.flow = flow
-        self.tasks = dict(tasks)
+        self.tasks = tasks.copy() if isinstance(tasks, Tasks) else Tasks(tasks)
         self.edges = dict.fromkeys(edges)  #: those that ``connect`` added, in order
         self.outside = outside  #: tasks that a subgraph has left out: they may be chosen, and do not run
         self.in_use = False  #: runs read it: the next change is made to a copy
@@ -116,15 +175,13 @@ class Registry:
         copy._bindings = dict(self._bindings)
         return copy
 
-    def add(self, task: Task[..., Any]) -> Task[..., Any] | None:
-        """Register a task; return the one of that name whose place it takes, if any."""
+    def add(
+        self, name: str, fn: Callable[..., Any], needs: tuple[str, ...] | None, task: Task[..., Any] | None
+    ) -> Callable[..., Any] | None:
+        """Register a task, see ``Tasks``; return the function of the one whose place it takes, if any."""
         if not self._fresh:
             self._forget()
-        old = self.tasks.setdefault(task.name, task)
-        if old is task:
-            return None
-        self.tasks[task.name] = task
-        return old
+        return self.tasks.put(name, fn, needs, task)
 
     def connect(self, edges: Iterable[Edge]) -> None:
         """Add edges."""
@@ -145,7 +202,7 @@ class Registry:
 
     def binding(self, name: str) -> Binding:
         """Return how the parameters of a task are filled."""
-        binding, fn = self._bindings.get(name), self.tasks[name].fn
+        binding, fn = self._bindings.get(name), self.tasks.functions[self.tasks.number[name]]
         if binding is None or binding.fn is not fn:
             # Reading signatures takes a large module, which is loaded with the first task.
             from millstream.binding import Binding
@@ -169,13 +226,16 @@ class Registry:
         if self._names is None:
             self._fresh = False
             found: list[Exception] = []
-            tasks = self.tasks.values()
-            each = [self._needs_of(task, found) if task.needs is None else task.needs for task in tasks]
-            needs = dict(zip(self.tasks, each, strict=True))
+            tasks = self.tasks
+            each = [
+                self._needs_of(tasks[name], found) if known is None else known
+                for name, known in zip(tasks, tasks.needs, strict=True)
+            ]
+            needs = dict(zip(tasks, each, strict=True))
             routes = {
                 task.name: self._resolve(task, "routes", task.routes, found)
-                for task in tasks
-                if not task.plain and task.routes is not None
+                for task in tasks.made
+                if task is not None and task.routes is not None
             }
             unknown: set[str] = set()
             for edge in self.edges:
@@ -250,12 +310,13 @@ class Registry:
 
     def names_of(self, fn: Any) -> list[str]:
         """Return the names under which a function, or a task, is registered."""
+        if isinstance(fn, Task):
+            return [fn.name] if self.tasks.get(fn.name) is fn.origin else []
         if self._functions is None:
             self._functions = {}
-            for name, task in self.tasks.items():
-                self._functions.setdefault(_identity(task.fn), []).append(name)
-                self._functions.setdefault(_identity(task), []).append(name)
-        return self._functions.get(_identity(fn.origin if isinstance(fn, Task) else fn), [])
+            for name, function in zip(self.tasks, self.tasks.functions, strict=True):
+                self._functions.setdefault(_identity(function), []).append(name)
+        return self._functions.get(_identity(fn), [])
 
     # ---- checking -------------------------------------------------------------------------------
 
@@ -347,25 +408,27 @@ class Registry:
 
     def plan(self, numbers: Iterable[int], executors: Executors) -> None:
         """Find out how runs call these tasks of the graph; those that are alike share what is found out."""
-        if None not in self._terms:
+        graph = self._graph
+        if graph is None or None not in self._terms:
             return
         needs, routes, _ = self._resolved()
-        tasks, terms = list(self.tasks.values()), self._terms
+        tasks, terms = self.tasks, self._terms
         alike: dict[int, tuple[Binding, RunTerms]] = {}  # by their function
         for number in numbers:
             if terms[number] is not None:
                 continue
-            task = tasks[number]
-            plain = task.plain and not (routes and task.name in routes)
-            known = alike.get(id(task.fn)) if plain else None
-            if known is not None and (known[0].takes_nothing or known[0].is_plain(needs[task.name])):
+            made, fn, name = tasks.made[number], tasks.functions[number], graph.names[number]
+            plain = (made is None or made.plain) and not (routes and name in routes)
+            known = alike.get(id(fn)) if plain else None
+            if known is not None and (known[0].takes_nothing or known[0].is_plain(needs[name])):
                 terms[number] = known[1]
             else:
-                name, executor = task.name, executors.get(task.executor)
+                task = tasks[name]
+                executor = executors.get(task.executor)
                 binding = self.binding(name)
-                made = terms[number] = terms_of(task, binding, executor, needs[name], routes.get(name))
+                new = terms[number] = terms_of(task, binding, executor, needs[name], routes.get(name))
                 if plain and binding.is_plain(needs[name]) and not executor.adapts:
-                    alike[id(task.fn)] = binding, made
+                    alike[id(fn)] = binding, new
 
     # ---- flows made of this one -----------------------------------------------------------------
 

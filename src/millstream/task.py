@@ -20,7 +20,6 @@ from typing import (
     NoReturn,
     ParamSpec,
     Protocol,
-    Self,
     TypeAlias,
     TypedDict,
     TypeVar,
@@ -294,27 +293,15 @@ class Task(Options, Generic[P, R]):
     """
 
     def __init__(self, name: str, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
-        self._set(name, fn, options)
-
-    def _set(self, name: str, fn: Callable[P, R], options: Mapping[str, Any]) -> None:
-        if type(name) is not str or not name or "#" in name:
-            check_name(name)
-        if not callable(fn):
-            raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
+        check_task(name, fn)
         self.name = name
         self.fn = fn
         self.plain = True
         short: dict[str, Any] = {}
         for option, value in options.items():
-            if option == "depends_on" and type(value) is list:  # large graphs have thousands of these
-                for need in value:
-                    if type(need) is not str:
-                        break
-                else:
-                    needs = value if len(set(value)) == len(value) else dict.fromkeys(value)
-                    self.depends_on = self.needs = tuple(needs)
-                    continue
             self._take(name, option, value, short)
+        if self.depends_on is not None:
+            self.needs = only_names(self.depends_on)
         if short or not self.plain:
             self._complete(short)
 
@@ -334,13 +321,6 @@ class Task(Options, Generic[P, R]):
                     f"Task {self.name} is async, and executor={self.executor!r} cannot await it: "
                     "leave executor out, and an event loop does."
                 )
-
-    @classmethod
-    def of(cls, name: str, fn: Callable[P, R], options: Mapping[str, Any]) -> Self:
-        """Return a task as ``Task(name, fn, **options)`` does, without copying the options."""
-        made = cls.__new__(cls)
-        made._set(name, fn, options)
-        return made
 
     @property
     def origin(self) -> Task[..., Any]:
@@ -546,6 +526,28 @@ CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "uses": limit_names,
     "priority": check_priority,
 }
+
+
+def only_names(names: Any) -> tuple[str, ...] | None:
+    """Return a list of names, each once; None if it is no list, or has something else in it."""
+    if type(names) is not list and type(names) is not tuple:
+        return None
+    for name in names:
+        if type(name) is not str:
+            return None
+    return tuple(names) if len(set(names)) == len(names) else tuple(dict.fromkeys(names))
+
+
+def check_task(name: object, fn: object) -> None:
+    """Refuse what cannot be the name of a task, or its callable.
+
+    Raises:
+        TypeError, ValueError: as ``check_name``; it cannot be called.
+    """
+    if type(name) is not str or not name or "#" in name:
+        check_name(name)
+    if not callable(fn):
+        raise TypeError(f"Task {name} needs a callable, not {fn!r}.")
 
 
 def name_of(fn: Any) -> str:
