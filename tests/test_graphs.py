@@ -5,6 +5,7 @@ import functools
 import gc
 import itertools
 import threading
+import time
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ from millstream import (
     fn_hook,
     task,
 )
+from millstream.graph import Graph
 from tests.conftest import WATCHDOG, run_snippet
 
 SUCCESS, FAILED, SKIPPED = Status.SUCCESS, Status.FAILED, Status.SKIPPED
@@ -2884,3 +2886,127 @@ def test_a_task_that_is_replaced_between_runs_is_called_as_the_new_one():
         assert flow.run() == {"show": 8}
         flow.add_task("number", lambda: 1, replace=True)
         assert flow.run() == {"show": 2}
+
+
+# ---- what comes in the middle of something -----------------------------------------------------------
+
+
+def test_a_dependant_that_cannot_be_called_leaves_its_siblings_alone():
+    """When one of those that a task leads to lacks a parameter, each of the others still runs once."""
+    ran = []
+
+    def lacks(x: int):
+        return x
+
+    with Flow("inline", on_error="continue") as flow:
+        flow.add_task("a", lambda: 1)
+        flow.add_task("b", lacks, depends_on=["a"])
+        flow.add_task("c", lambda: ran.append("c"), depends_on=["a"])
+        flow.add_task("d", lambda: ran.append("d"), depends_on=["c", "a"])
+
+        flow.run()
+        rows = flow.report().tasks
+    assert ran == ["c", "d"]
+    assert [(name, row.status, row.runs) for name, row in rows.items()] == [
+        ("a", "SUCCESS", 1), ("b", "FAILED", 0), ("c", "SUCCESS", 1), ("d", "SUCCESS", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_limit_of_task_runs_is_one_error_in_a_graph(plain):
+    """What the limit leaves out is cancelled, not decided; and there is one error, whatever it would have led to."""
+    with Flow("inline", max_task_runs=4) as flow:
+        flow.add_task("x", lambda: TaskOutput(0, None if plain else []))
+        for name, needs in {"z": [], "a": [], "b": ["a"], "c": ["a"], "d": ["b", "z"], "e": ["c"]}.items():
+            flow.add_task(name, lambda: 1, depends_on=needs)
+        flow.add_task("y", lambda: 1, depends_on=["x", "e"])
+        run = flow.start()
+
+        with pytest.raises(TaskRunLimitError):
+            run.result()
+        rows = run.report().tasks
+    assert {name: str(row.status) for name, row in rows.items()} == {
+        "x": "SUCCESS", "z": "SUCCESS", "a": "SUCCESS", "b": "CANCELLED", "c": "CANCELLED", "d": "CANCELLED",
+        "e": "CANCELLED", "y": "CANCELLED",
+    }  # fmt: skip
+
+
+def test_what_depends_on_a_failure_is_told_in_no_time():
+    """Thousands of tasks that fail since another one did cost little more than to run them."""
+
+    def fails():
+        raise OSError
+
+    with Flow("inline", on_error="continue") as flow:
+        flow.add_task("0", fails)
+        for number in range(1, 20_000):
+            flow.add_task(str(number), lambda: None, depends_on=["0"])
+        began = time.monotonic()
+        flow.run()
+        assert time.monotonic() - began < WATCHDOG
+        assert type(flow.report().tasks["19999"].error) is not None
+        assert flow.report().tasks["19999"].status == "FAILED"
+
+
+def test_sessions_while_tasks_are_registered():
+    """A session sees the tasks of one moment, whatever another thread registers meanwhile."""
+
+    def ask():
+        return NextTask("a")
+
+    over = threading.Event()
+    with Flow() as flow:
+        flow.add_task("a", lambda: 1)
+        flow.add_task("b", lambda: 2, depends_on=["a"])
+
+        def register():
+            while not over.is_set():
+                flow.add_task("x", ask, replace=True)
+
+        thread = threading.Thread(target=register)
+        thread.start()
+        try:
+            for _ in range(100):
+                with flow.session() as session:
+                    session.submit(ask).result(WATCHDOG)
+        finally:
+            over.set()
+            thread.join(WATCHDOG)
+
+
+def test_a_function_may_be_a_target_as_soon_as_it_is_registered():
+    """To have asked for it in vain before makes no difference."""
+
+    def late():
+        return 2
+
+    with Flow("inline") as flow:
+        flow.add_task("a", lambda: 1)
+        with pytest.raises(TaskNotFoundError):
+            flow.run(targets=[late])
+        flow.add_task("late", late)
+        assert flow.run(targets=[late]) == {"late": 2}
+
+
+def test_a_flow_that_is_dropped_leaves_no_circle():
+    """Its graph goes with it, without the garbage collector."""
+
+    def once():
+        with Flow("inline") as flow:
+            flow.add_task("a", lambda: 1)
+            flow.add_task("b", lambda: 2, depends_on=["a"])
+            flow.run()
+            flow.run(targets=["a"])
+
+    def graphs():
+        return [found for found in gc.get_objects() if isinstance(found, Graph)]
+
+    once()
+    gc.collect()
+    gc.disable()
+    try:
+        before = graphs()
+        once()
+        assert [graph for graph in graphs() if not any(graph is known for known in before)] == []
+    finally:
+        gc.enable()

@@ -554,3 +554,36 @@ def test_r44_a_hook_that_works_with_its_flow_harms_no_run(executor):
         assert flow.run("work") == {"work": "done"}
         results.wait_for(1)
     assert results == [{"follow_up": "after work"}]
+
+
+def test_a_coroutine_that_a_plain_function_gives_keeps_its_priority():
+    """It goes to the loop as what it is: a task run of that priority."""
+    order, asked = [], threading.Event()
+
+    async def body(number):
+        order.append(number)
+
+    with Flow(max_workers=4) as flow:
+
+        @flow.task
+        async def blocker():
+            asked.wait(WATCHDOG)  # the loop is busy until all three stand in line
+
+        @flow.task
+        def give(number):
+            return body(number)
+
+        @flow.task
+        def go():
+            for number in (1, 3, 9):
+                yield NextTask("give", {"number": number}, spawn_another=True, priority=number)
+
+        lane = []
+        run = flow.start(["blocker", "go"])
+        deadline = time.monotonic() + WATCHDOG
+        while len(lane) < 3 and time.monotonic() < deadline:
+            lane = [item for each in list(run._lanes.values()) if each.on_loop for item in each.ready]
+            time.sleep(0.001)
+        asked.set()
+        run.result(WATCHDOG)
+    assert order == [9, 3, 1]

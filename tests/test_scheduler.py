@@ -1357,7 +1357,7 @@ def test_a_plain_graph_stops_at_the_limit_of_task_runs():
     story.start("a")
 
     story.finish("a")
-    assert story.finish("b") == {"done": True}
+    assert story.finish("b") == {"expected": ["c"]}
     assert [(error.limit, error.task) for error in story.told(TaskRunLimitError)] == [(2, "c")]
 
 

@@ -631,10 +631,12 @@ class Flow:
 
     def _open_session(self, options: RunOptions, *, keep: bool) -> Session:
         with self._lock:
-            graph = self._registry.graph()
+            registry = self._registry
+            graph = registry.graph()
+            registry.in_use = True
         graph = None if graph is None else graph.rooted(())
         stream = Stream(BUFFER, attached=False) if keep else None  # of a block's own session nobody can read
-        run = self._new_run((), options, graph=graph, stream=stream, keep=keep, kind=Session)
+        run = self._new_run((), options, registry, graph, stream=stream, keep=keep, kind=Session)
         assert isinstance(run, Session), "that kind was asked for"
         self._under_way(run)
         run.begin_session(self._submit_to, options.get("timeout"))
@@ -1017,7 +1019,8 @@ class Flow:
         run = self._new_run(
             requests,
             options,
-            graph=graph,
+            registry,
+            graph,
             inside=inside,
             stream=stream,
             keep=keep,
@@ -1037,8 +1040,9 @@ class Flow:
         self,
         requests: Iterable[NextTask],
         options: RunOptions,
-        *,
+        registry: Registry,
         graph: Graph | None,
+        *,
         inside: frozenset[str] | None = None,
         stream: Stream | None = None,
         keep: bool | None = None,
@@ -1047,7 +1051,7 @@ class Flow:
         values: Mapping[str, Any] | None = None,
         kind: type[FlowRun] = FlowRun,
     ) -> FlowRun:
-        """Check the options, and make a run that has not begun."""
+        """Check the options, and make a run that has not begun, with a registry and its graph of one moment."""
         caller = current_run.get()
         if caller is not None and caller.given_up:
             raise TaskCancelledError(caller.id)
@@ -1062,8 +1066,7 @@ class Flow:
             raise TypeError(f"A run takes trace=True or False, not {trace!r}.")
         with self._lock:
             self._refuse_closed()
-            self._registry.in_use = True
-            plan = Plan(self, self._registry, graph, inside)
+            plan = Plan(self, registry, graph, inside)
         plan.check(requests)
         context = self._context_for_run(options)
         if values:

@@ -65,7 +65,7 @@ class Graph:
         self.loops: Mapping[int, Sequence[int]] = {}
         given = enumerate(dependencies.values())
         self.roots = [task for task, names in given if not names and not self.routers[task]]
-        self._whole = self
+        self._whole: Graph | None = None  #: of which this is a part, or a view
         self._after: tuple[tuple[int, ...], list[int]] | None = None  # of the newest starts
         #: None: not known yet. There are none without routes, since dependencies are refused then.
         self._has_circles: bool | None = None if any(self.routes) else False
@@ -99,7 +99,7 @@ class Graph:
 
     def node(self, name: str) -> int | None:
         """Return the number of a task, None for one at which no edge of the flow begins or ends."""
-        task, whole = self.number.get(name), self._whole
+        task, whole = self.number.get(name), self._whole or self
         if task is None or not (
             whole.followers[task] or whole.depends(task) or whole.routes[task] or whole.routers[task]
         ):
@@ -116,15 +116,15 @@ class Graph:
 
     def after(self, tasks: Iterable[int]) -> list[int]:
         """Return these tasks and all that edges lead to from them, in order."""
-        starts = tuple(tasks)
-        if self._after is None or self._after[0] != starts:
+        starts, newest = tuple(tasks), self._after
+        if newest is None or newest[0] != starts:
             known = set(starts)
             if self._in_order and not self.special and known.issuperset(self.entries()):  # each way begins there
                 known.update(compress(range(len(self.names)), self.linked()))
             else:
                 known = reach(starts, self.followers, self.routes)
-            self._after = starts, sorted(known)
-        return self._after[1]
+            newest = self._after = starts, sorted(known)
+        return newest[1]
 
     def before(self, tasks: Iterable[int]) -> set[int]:
         """Return these tasks and all that they depend on, or that chooses them."""
@@ -178,6 +178,7 @@ class Graph:
         for slot in Graph.__slots__:
             setattr(copy, slot, getattr(self, slot))
         copy._rooted = copy._after = None
+        copy._whole = self._whole or self
         copy._has_circles = self._has_circles and None  # fewer edges have no more circles
         return copy
 

@@ -313,6 +313,7 @@ class Registry:
         if isinstance(fn, Task):
             return [fn.name] if self.tasks.get(fn.name) is fn.origin else []
         if self._functions is None:
+            self._fresh = False
             self._functions = {}
             for name, function in zip(self.tasks, self.tasks.functions, strict=True):
                 self._functions.setdefault(_identity(function), []).append(name)
@@ -335,8 +336,8 @@ class Registry:
             found += cycles(graph)
             if found:
                 return found
-            self._graph = graph
             self._terms = [None] * len(self.tasks)
+            self._graph = graph  # last: who finds it looks no further
         return []
 
     def unfilled(self) -> list[Exception]:

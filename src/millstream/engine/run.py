@@ -611,7 +611,7 @@ class FlowRun(Waiting):
         if run is not None and isinstance(run.extra, Call) and run.extra.because is not None:
             cause = run.extra.because.error
         elif error.failed:
-            task: Any = self.scheduler.tasks.get(error.failed[0].partition("#")[0])
+            task: Any = self.scheduler.state(error.failed[0].partition("#")[0])
             cause = None if task is None or task.failure is None else task.failure.error
         return cause.__cause__ if isinstance(cause, DependencyFailedError) else cause
 
@@ -1015,7 +1015,8 @@ class FlowRun(Waiting):
             with self.monitor:
                 if self.stopping:
                     raise TaskCancelledError(item.id)
-                self._lane(None, True).ready.put(item)
+                ready = self._lane(None, True).ready
+                (ready.rank if item.priority else ready.put)(item)
                 self.dispatch(None)
         except BaseException:
             close_unawaited(awaitable)

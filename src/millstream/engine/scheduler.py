@@ -126,6 +126,13 @@ class Scheduler:
         """The tasks of the flow that this run has met so far, by name; a new dictionary."""
         return {task.name: task for task in self._nodes if task is not None} | self.asked
 
+    def state(self, name: str) -> TaskState | None:
+        """Return one of these tasks, None if it has not met that."""
+        task = self.asked.get(name)
+        if task is None and self.edges is not None and name in self.edges.graph.number:
+            task = self._nodes[self.edges.graph.number[name]]
+        return task
+
     def states(self) -> list[TaskState]:
         """Return all tasks that this run has met so far, also those of submitted calls."""
         tasks = [task for task in self._nodes if task is not None]
@@ -831,7 +838,7 @@ class Scheduler:
             left[there] = still
             if still:
                 continue
-            expected[there] = 0
+            expected[there] = edges.fired[there] = 0  # should the run of one before have ended what is plain
             task: Any = self._nodes[there]
             if task.terms.bare and self._unbounded:  # as ``_follow_edge``
                 order = self.scheduled
@@ -902,7 +909,7 @@ class Scheduler:
             edges.expected[node] = 0
             self._decide_expected(task, node, failed)
         edges.failed.pop(node, None)
-        return bool(expected) and not task.live
+        return bool(expected) and not task.live and not edges.expected[node]
 
     def _decide_expected(self, task: TaskState, node: int, failed: Iterable[int]) -> None:
         edges = self.edges
@@ -930,7 +937,9 @@ class Scheduler:
         assert edges is not None, "only a graph has nodes"
         limit = self._max_task_runs
         if limit is not None and self.scheduled >= limit:
-            self.outbox.append(TaskRunLimitError(limit, task.name))
+            edges.expected[node] = 1  # nothing is decided by that: the run is about to end
+            if not any(isinstance(said, TaskRunLimitError) for said in self.outbox):
+                self.outbox.append(TaskRunLimitError(limit, task.name))
             return
         scope = edges.scope_of(node)
         run = self._make(task, 1, None, hash((1, node, task.static)), self.scheduled, scope, None)
