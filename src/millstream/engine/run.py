@@ -330,8 +330,8 @@ class FlowRun(Waiting):
         if lane is not self._only_lane:
             self.dispatch(lane)
         elif (
-            lane.active + lane.wanted < lane.capacity
-            and lane.wanted < lane.burst
+            lane.wanted < lane.burst
+            and lane.active + lane.wanted < lane.capacity
             and (len(lane.ready) > 1 or lane.feeds)
         ):
             self._send_for(lane, 1)

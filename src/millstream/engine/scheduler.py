@@ -1,6 +1,6 @@
 """The state machine of one flow run: what is ready, and what a completion unlocks.
 
-Rule 1: every change of a task run's status happens in this file.
+Rule 1: every change of a task run's status happens in this file; but a worker ``begin``s what it took.
 Rule 2: no threads, no clock, no executor, no user code. Facts come in by method calls; decisions
         go out as task runs appended to the ready queue of their task, as entries of the ``outbox``,
         and as return values.
@@ -595,6 +595,7 @@ class Scheduler:
             return
         path, position, scope, tasks, make = run.path, run.requested, run.scope, self.asked, self._make
         met: str | None = None
+        made = 0
         for request in requests:
             if request.id is not met:  # a fan-out asks for one task again and again
                 met = request.id
@@ -607,11 +608,12 @@ class Scheduler:
                 order = self.scheduled
                 self.scheduled = order + 1
                 task.queue.put(make(task, number, inputs, hash((path, position)), order, None, None))
-                self.under_way += 1
+                made += 1
             else:
                 self._request(request, hash((path, position)), scope, None, run)
             position += 1
         run.requested = position
+        self.under_way += made
 
     def _request(
         self, request: NextTask, path: int, scope: Scope | None, slot: int | None, asker: TaskRun | None = None
