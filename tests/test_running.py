@@ -648,16 +648,18 @@ def test_a_timeout_is_for_each_task_run(flow):
 
 def test_a_task_with_a_timeout_that_is_taken_while_its_run_ends(monkeypatch):
     """A worker that takes a task run just as the run stops reports it as cancelled, and comes back."""
-    from millstream.engine.lane import Item
+    from millstream.engine import lane
 
-    begin, runs = Item.begin, []
+    class Late:
+        """What a worker sets when it has taken a task run, and before it begins that."""
 
-    def late(item):
-        begin(item)
-        if item.name == "timed":
-            runs[0].cancel()
+        def set(self, item):
+            current_run.set(item)
+            if item.name == "timed":
+                runs[0].cancel()
 
-    monkeypatch.setattr(Item, "begin", late)
+    current_run, runs = lane.current_run, []
+    monkeypatch.setattr(lane, "current_run", Late())
     ran, go = [], threading.Event()
     with Flow(max_workers=1) as flow:
 
