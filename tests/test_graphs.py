@@ -3010,3 +3010,29 @@ def test_a_flow_that_is_dropped_leaves_no_circle():
         assert [graph for graph in graphs() if not any(graph is known for known in before)] == []
     finally:
         gc.enable()
+
+
+def test_tasks_are_looked_at_while_others_are_registered():
+    """``flow.tasks`` is a copy of one moment; a task that is looked at by several threads is one object."""
+    with Flow("inline") as flow:
+        flow.add_task("0", lambda: 0)
+        ready = threading.Barrier(4, timeout=WATCHDOG)
+        seen = []
+
+        def look():
+            ready.wait()
+            for _ in range(200):
+                tasks = flow.tasks
+                assert list(tasks) == [str(number) for number in range(len(tasks))]
+                seen.append(tasks["0"])
+
+        def register():
+            ready.wait()
+            for number in range(1, 500):
+                flow.add_task(str(number), lambda: 0, depends_on=[str(number - 1)])
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(register), *(pool.submit(look) for _ in range(3))]:
+                done.result(WATCHDOG)
+        assert all(task is flow["0"].origin for task in seen)
+        assert len(flow.tasks) == 500

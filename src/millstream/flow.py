@@ -270,7 +270,8 @@ class Flow:
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
         """The tasks by name, in the order of their registration; a read-only copy."""
-        return MappingProxyType(dict(self._registry.tasks))
+        with self._lock:
+            return MappingProxyType(dict(self._registry.tasks))
 
     @property
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
@@ -292,7 +293,7 @@ class Flow:
         """
         tasks = self._registry.tasks
         if name not in tasks:
-            raise TaskNotFoundError(name, tasks)
+            raise TaskNotFoundError(name, tuple(tasks.number))
         return FlowTask(self, tasks[name])
 
     @overload
