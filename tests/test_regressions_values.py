@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
-from millstream import Context, NextTask, StreamChunk, TaskOutput
-from tests.conftest import on_one_worker, run_snippet
+from millstream import Context, Flow, NextTask, StreamChunk, TaskOutput
+from tests.conftest import WATCHDOG, on_one_worker, run_snippet
 
 # ---- R23 --------------------------------------------------------------------------------------------
 
@@ -281,3 +282,31 @@ def test_r28_a_thousand_tasks_print_nothing(flow, capfd):
     flow.close()
 
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_request_whose_inputs_are_still_compared_is_told_before_the_run_returns(caplog):
+    """The log of a run is complete when it has ended, also when another thread is about to write the last of it."""
+    comparing, ended = threading.Event(), threading.Event()
+
+    class Slow:
+        """Inputs whose comparison takes until the run has ended in another thread."""
+
+        def __eq__(self, other):
+            comparing.set()
+            ended.wait(0.3)
+            return False
+
+        __hash__ = None
+
+    with Flow(max_workers=2) as flow:
+
+        @flow.task
+        def split(ctx):
+            return [NextTask("held", {"n": Slow()}), NextTask("held", {"n": Slow()})]
+
+        flow.add_task("busy", lambda: comparing.wait(WATCHDOG))  # its worker goes on with what is held
+        flow.add_task("held", lambda n: None)
+
+        flow.run(["split", "busy"])
+        assert [record.getMessage()[:26] for record in caplog.records] == ["A request for task held wa"]
+        ended.set()

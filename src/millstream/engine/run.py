@@ -27,7 +27,7 @@ from millstream.engine.record import Failure, RunRecord
 from millstream.engine.scheduler import Scheduler
 from millstream.engine.states import Call, Coalesced, Place, RunTerms, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
-from millstream.engine.tell import Teller
+from millstream.engine.tell import END, Teller
 from millstream.engine.waiting import GRACE, Waiting, waits_somewhere
 from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
@@ -151,6 +151,8 @@ class FlowRun(Waiting):
         self._growing: dict[TaskRun, Scope] = {}  # lists of generator tasks that have not ended
         self._delays: dict[TaskRun, Timer] = {}  # what ends the wait for the next attempt
         self._late: dict[TaskRun, tuple[TaskRun, float]] = {}  # attempts that wait for the code of the one before
+        self._comparing = 0  # requests that coalesced, whose inputs are still to be compared
+        self._compared: threading.Event | None = None  # after the end: there are none any more
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self.blocked = self._attach()
@@ -566,6 +568,7 @@ class FlowRun(Waiting):
                 if isinstance(entry, Settled):
                     self._settled_early(entry)
                 elif isinstance(entry, Coalesced):
+                    self._comparing += 1
                     self.monitor.later.append((self._warn_coalesced, (entry,)))
                 else:
                     self._blame(entry)
@@ -924,7 +927,9 @@ class FlowRun(Waiting):
         if self.stream_buffer is not None:
             later.extend((wake, ()) for wake in self.stream_buffer.close())
         self.observer.run_ended(self._status, why)
-        later.append((self.observer.deliver, (self.announce,)))
+        if self._comparing:
+            self._compared = threading.Event()
+        later.append((self._deliver, ()))
         tasks = self.scheduler.states()
         self.scheduler.forget()
         self.record = RunRecord(self, tasks, why)
@@ -1041,8 +1046,22 @@ class FlowRun(Waiting):
     def _warn_coalesced(self, entry: Coalesced) -> None:
         """Comparing inputs is a user's code: no lock held."""
         kept, dropped, name = entry.kept, entry.dropped, entry.task.name
-        if kept is not dropped and not surely_equal(kept, dropped):
-            self.monitor.post(self.observer.coalesced, name, kept or {}, dropped or {})
+        try:
+            if kept is not dropped and not surely_equal(kept, dropped):
+                self.monitor.post(self.observer.coalesced, name, kept or {}, dropped or {})
+        finally:
+            self.monitor.post(self._has_compared)
+
+    def _has_compared(self) -> None:
+        self._comparing -= 1
+        if not self._comparing and self._compared is not None:
+            self._compared.set()
+
+    def _deliver(self) -> None:
+        """The run has ended: what other threads are about to tell of it comes first, unless that takes too long."""
+        if self._compared is not None:
+            self._compared.wait(END)
+        self.observer.deliver(self.announce)
 
     def _explain(self, item: Item, error: BaseException) -> None:
         """Note on a failure where it comes from."""

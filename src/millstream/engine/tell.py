@@ -55,6 +55,7 @@ class Log:
         self._facts: dict[str, Any] = dict(logger.extra or {}) if adapter else {}
         self._events: deque[Any] = deque()  # appended under some run's monitor
         self._writing = threading.Lock()  # held by the one thread that takes from it
+        self._writer: int | None = None  # which that is
 
     def hears(self, level: int) -> bool:
         """Whether anything of that level is wanted."""
@@ -82,11 +83,14 @@ class Log:
 
     def write(self, wait: float = 0.0) -> None:
         """Write what is queued, in its order: here, or by the thread that is at it. Waits ``wait`` seconds for that."""
-        while self._events and self._writing.acquire(timeout=wait):
+        look = wait > 0 and self._writer != threading.get_ident()  # also for the last one, which is taken already
+        while (look or self._events) and self._writing.acquire(timeout=wait):
+            look, self._writer = False, threading.get_ident()
             try:
                 while self._events:
                     self._write(self._events.popleft())
             finally:
+                self._writer = None
                 self._writing.release()
 
     def _write(self, event: Any) -> None:
