@@ -22,13 +22,6 @@ FAILED, CANCELLED, ABANDONED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.
 #: How a task run ends without an output.
 FAILURES = frozenset({FAILED, CANCELLED, ABANDONED})
 
-#: The moves that a task run can make; everything else raises ``StateError``.
-MOVES: dict[Status, frozenset[Status]] = {
-    Status.PENDING: frozenset({RUNNING, FAILED, CANCELLED, SKIPPED}),
-    Status.RUNNING: frozenset({SUCCESS, *FAILURES}),
-    **{final: frozenset() for final in (SUCCESS, FAILED, SKIPPED, CANCELLED, ABANDONED)},
-}
-
 OnDepFailure = Literal["fail", "skip", "run-anyway"]
 #: Held back at a gate: the negative priority, the order, and the task run.
 Held = list[tuple[int, int, "TaskRun"]]
