@@ -25,7 +25,9 @@ from millstream.errors import (
     TaskNotFoundError,
     TaskRunLimitError,
     TaskTimeoutError,
+    TransferError,
     UnknownRunError,
+    WorkerLostError,
 )
 from millstream.events import (
     Hook,
@@ -39,7 +41,14 @@ from millstream.events import (
     TaskSuccessEvent,
     fn_hook,
 )
-from millstream.executors import AsyncioExecutor, Executor, InlineExecutor, PoolExecutor, ThreadExecutor
+from millstream.executors import (
+    AsyncioExecutor,
+    Executor,
+    InlineExecutor,
+    PoolExecutor,
+    ProcessExecutor,
+    ThreadExecutor,
+)
 from millstream.flow import Flow
 from millstream.policies import Rate, Retry
 from millstream.report import RunReport, TaskReport
@@ -68,6 +77,7 @@ __all__ = [
     "InlineExecutor",
     "NextTask",
     "PoolExecutor",
+    "ProcessExecutor",
     "Rate",
     "Retry",
     "RouteError",
@@ -98,7 +108,9 @@ __all__ = [
     "TaskSuccessEvent",
     "TaskTimeoutError",
     "ThreadExecutor",
+    "TransferError",
     "UnknownRunError",
+    "WorkerLostError",
     "current_task",
     "fn_hook",
     "task",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
@@ -37,6 +38,22 @@ class _Missing:
 
 
 MISSING = _Missing()
+
+
+#: The context that is meant where one travels to another process, or has come from there.
+crossing: ContextVar[Any] = ContextVar("millstream.crossing", default=None)
+
+
+def arrived() -> Any:
+    """Return the context that stands here for one that came from another process.
+
+    Raises:
+        TypeError: it did not come with a call of a task.
+    """
+    context = crossing.get()
+    if context is None:
+        raise TypeError("A context was pickled for a task in another process, and has arrived somewhere else.")
+    return context
 
 
 class Waits(Protocol):
@@ -188,11 +205,17 @@ class Context(Generic[DepsT]):
             if old is MISSING:
                 old = default if default is not MISSING else self.get(key)
             new = fn(old)
-            with self._monitor:
-                if self._values.get(key, default) is old:
-                    if not _given_up():
-                        self._put(key, new)
-                    return new
+            if self._swap(key, old, new, default):
+                return new
+
+    def _swap(self, key: str, old: Any, new: Any, default: Any) -> bool:
+        """Put ``new`` in the place of ``old`` (``default``, where there is none); False: that has changed."""
+        with self._monitor:
+            if self._values.get(key, default) is not old:
+                return False
+            if not _given_up():
+                self._put(key, new)
+            return True
 
     def append(self, key: str, value: Any) -> None:
         """Append to the list under ``key`` in one atomic step; the first one makes the list.
@@ -300,6 +323,12 @@ class Context(Generic[DepsT]):
         waits = self._waits
         if waits is not None and key in waits.waiting:
             waits.satisfy(key, value)
+
+    def __reduce__(self) -> Any:
+        """Travel to a task of the run in another process, as the way to get here from there."""
+        if crossing.get() is not self:
+            raise TypeError("A context cannot be pickled, except for a task of its own run: pickle its to_dict().")
+        return arrived, ()
 
     def __repr__(self) -> str:
         return f"<Context: {', '.join(self.to_dict()) or 'empty'}>"

@@ -19,6 +19,8 @@
     ├── RunCancelledError (CancelledError)   the run was cancelled
     ├── TaskRunLimitError                    a run scheduled more task runs than max_task_runs
     ├── ExecutorLostError                    the executor was shut down or broke during a run
+    ├── WorkerLostError                      the process that a task run was in has ended
+    ├── TransferError (TypeError)            a value that cannot travel to another process, or back
     ├── StreamError                          chunks of a run that can no longer be read
     ├── CheckpointError                      what is kept of runs cannot be read or written
     │   └── UnknownRunError (LookupError)    a run id that nobody knows
@@ -244,6 +246,31 @@ class ExecutorLostError(FlowError):
 
     def __str__(self) -> str:
         return f"Run {self.run_id} has lost its executor ({self.reason}): give the flow one that is open."
+
+
+class WorkerLostError(FlowError):
+    """The worker process that a task run was in has ended. What it was doing is lost; it can be tried again."""
+
+    def __init__(self, task_id: str, reason: str) -> None:
+        super().__init__(task_id, reason)
+        self.task_id, self.reason = task_id, reason
+
+    def __str__(self) -> str:
+        return f"Task run {self.task_id} was lost: {self.reason}. Give the task retries if it may be run again."
+
+
+class TransferError(FlowError, TypeError):
+    """Something that cannot travel to the process that a task run is called in, or back from it."""
+
+    def __init__(self, task_id: str, what: str, problem: str) -> None:
+        super().__init__(task_id, what, problem)
+        self.task_id, self.what, self.problem = task_id, what, problem
+
+    def __str__(self) -> str:
+        return (
+            f"Task run {self.task_id} is called in another process, and {self.what} cannot travel there or back: "
+            f"{self.problem.rstrip('.')}. Use something that can be pickled, or give the task executor='thread'."
+        )
 
 
 class StreamError(FlowError):

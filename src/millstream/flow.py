@@ -42,7 +42,7 @@ from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor, Workers, blocked_loops
 from millstream.executors.owned import AnyExecutor, Executors
 from millstream.policies import Rate, check_limits
-from millstream.registry import Registry, terms_of_calls
+from millstream.registry import Registry, bound, is_elsewhere, terms_of_calls
 from millstream.task import (
     CONSTANT,
     Task,
@@ -724,8 +724,9 @@ class Flow:
             )
         terms, shape = self._callable(fn)
         function = fn.fn if isinstance(fn, Task) else fn
-        adapted = terms.executor.adapt(shape.name, function, shape.context_at is not None)
-        return submit_call(run, terms, shape, adapted, args, kwargs, depends_on)
+        if terms.executor.remote and not terms.is_async:
+            function = bound(function)
+        return submit_call(run, terms, shape, function, args, kwargs, depends_on)
 
     def _callable(self, fn: Any) -> tuple[RunTerms, CallShape]:
         """Return how a submitted callable is called; found out once for each function and task."""
@@ -755,7 +756,8 @@ class Flow:
         known = None if task is fn else self._called.get(key)
         if known is None:
             executor = self._executors.get(task.executor)
-            known = terms_of_calls(task, executor, call_invoke, is_async=shape.is_async)
+            is_async = shape.is_async and not is_elsewhere(task, executor, shape.is_async)
+            known = terms_of_calls(task, executor, call_invoke, is_async=is_async)
             if task is not fn:
                 self._called[key] = known
         return known, shape

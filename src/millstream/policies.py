@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, cast, get_args
 
-from millstream.errors import RunCancelledError, TaskCancelledError, TaskTimeoutError
+from millstream.errors import RunCancelledError, TaskCancelledError, TaskTimeoutError, TransferError
 
 Backoff: TypeAlias = Literal["none", "linear", "exponential"]
 RetryOn: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
@@ -195,7 +195,7 @@ class Retry(_Value):
             error: what the last attempt raised.
             failed: how many attempts have failed, the last included.
         """
-        if failed >= self.attempts or isinstance(error, TaskCancelledError | RunCancelledError):
+        if failed >= self.attempts or isinstance(error, TaskCancelledError | RunCancelledError | TransferError):
             return False
         if isinstance(error, TaskTimeoutError):
             # An attempt that took too long may go on behind our back, so only who names it gets a second.

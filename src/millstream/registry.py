@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.engine.states import RunTerms
 from millstream.errors import BindingError, FlowError, TaskNotFoundError
+from millstream.executors.base import Bound
 from millstream.graph import Graph, cycles, missing
 from millstream.task import CONSTANT, Task, name_of
 
@@ -29,18 +30,38 @@ def terms_of(
     task: Task[..., Any], binding: Binding, executor: Executor, needs: Sequence[str], routes: tuple[str, ...] | None
 ) -> RunTerms:
     """Return how runs call and treat a task of a flow."""
-    over, adapted = task.for_each, executor.adapt(task.name, task.fn, binding.takes_context)
+    over = task.for_each
+    elsewhere = is_elsewhere(task, executor, binding.is_async)
+    is_async = binding.is_async and not elsewhere
     return _terms(
         task,
         executor,
-        binding.compile(None if adapted is task.fn else adapted, needs, mapped=over is not None),
-        expand=None if over is None else _expansion(task.name, over, binding.is_async),
-        is_async=binding.is_async,
+        binding.compile(bound(task.fn) if elsewhere else None, needs, mapped=over is not None),
+        expand=None if over is None else _expansion(task.name, over, is_async),
+        is_async=is_async,
         collects=binding.collects,
         required=binding.required(needs, mapped=over is not None),
         reads_upstream=routes is not None or over is not None or binding.reads(needs),
         routes=routes,
     )
+
+
+def is_elsewhere(task: Task[..., Any], executor: Executor, is_async: bool) -> bool:
+    """Whether a task is called in another process.
+
+    Who names an executor of processes for a coroutine function means an event loop over there; else it is
+    awaited here.
+    """
+    return executor.remote and (task.executor is not None or not is_async)
+
+
+def bound(fn: Callable[..., Any]) -> Callable[..., Bound]:
+    """Return what gives a call of ``fn`` that can be made elsewhere."""
+
+    def bind(*args: Any, **kwargs: Any) -> Bound:
+        return Bound(fn, args, kwargs)
+
+    return bind
 
 
 def terms_of_calls(task: Task[..., Any], executor: Executor, invoke: Invoke, *, is_async: bool) -> RunTerms:
@@ -428,7 +449,7 @@ class Registry:
                 executor = executors.get(task.executor)
                 binding = self.binding(name)
                 new = terms[number] = terms_of(task, binding, executor, needs[name], routes.get(name))
-                if plain and binding.is_plain(needs[name]) and not executor.adapts:
+                if plain and binding.is_plain(needs[name]):
                     alike[id(fn)] = binding, new
 
     # ---- flows made of this one -----------------------------------------------------------------

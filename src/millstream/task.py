@@ -187,8 +187,8 @@ class TaskOptions(TypedDict, total=False):
 class Options:
     """The options of a task, checked where they enter; those that are not given have the values below."""
 
-    #: Where this task is called: ``"thread"``, ``"asyncio"``, ``"inline"`` or an executor object. None:
-    #: where the flow calls its tasks.
+    #: Where this task is called: ``"thread"``, ``"process"``, ``"asyncio"``, ``"inline"`` or an executor
+    #: object. None: where the flow calls its tasks.
     executor: str | Executor | FuturesExecutor | None = None
     #: Seconds that one attempt may take.
     timeout: float | None = None
@@ -313,7 +313,7 @@ class Task(Options, Generic[P, R]):
             self.retry = Retry.of(self.name, **short)
         if self.for_each is not None:
             self.needs = None  # that may be one, too
-        if self.executor in ("thread", "process"):
+        if self.executor == "thread":
             from millstream.binding import is_async  # only then, for it is large
 
             if is_async(self.fn):
@@ -378,6 +378,10 @@ class Task(Options, Generic[P, R]):
                 "session.submit(task, ...)."
             )
         return flow.submit(self, *args, depends_on=depends_on, call_key=call_key, **kwargs)  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> Any:
+        """A task that was made by ``@task`` travels by the name of its function."""
+        return getattr(self, "__qualname__", None) or super().__reduce__()
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -450,6 +454,9 @@ class TaskBase:
         options = {name: _as_given(getattr(cls, name)) for name in Options.NAMES if hasattr(cls, name)}
         made: Task[..., Any] = Task(cls.name or cls.__name__, self.run, **options)
         return _wrapping(made)
+
+    def __reduce__(self) -> Any:
+        return object.__new__, (type(self),), self.__dict__ or None
 
 
 def _as_given(value: Any) -> Any:

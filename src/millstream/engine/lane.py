@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from millstream.engine.clock import Timer
 from millstream.engine.ready import Ready
 from millstream.engine.states import NO_WATCHES, RunTerms, Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
-from millstream.executors.base import Worker, Workers
+from millstream.executors.base import Caller, Worker, Workers
 from millstream.task import current_run
 from millstream.values import Items, NextTask, Status, StreamChunk, TaskOutput
 
@@ -47,7 +47,7 @@ LISTED = frozenset({type(None), list})
 class RunTask(TaskState):
     """A task of one run: the scheduler's state, the lane of its task runs, and what the report tells of them."""
 
-    __slots__ = ("attempt", "began", "ended", "failure", "lane", "output", "watched")
+    __slots__ = ("attempt", "began", "ended", "failure", "lane", "output", "pace", "watched")
 
     terms: RunTerms
 
@@ -68,6 +68,7 @@ class RunTask(TaskState):
         self.ended: float | None = None  #: when the newest run that is over ended
         self.output: Any = None  #: of the newest run that succeeded
         self.failure: Failure | None = None  #: the first one
+        self.pace: float | None = None  #: how long a call takes elsewhere, in seconds
 
 
 class Item(TaskRun):
@@ -248,7 +249,12 @@ class Lane:
         """Call task runs in this thread until there are none left or others want the place."""
         self.run.monitor.ask(self.come, worker)
         try:
-            self.variables().run(self._work, worker)
+            if self.workers.remote:
+                from millstream.engine.remote import work_remote  # only then
+
+                self.variables().run(work_remote, self, cast(Caller, worker))
+            else:
+                self.variables().run(self._work, worker)
         except Exception as error:  # a bug of ours: better a run that ends with it than one that never ends
             self.run.broke(self, worker, error)
         finally:

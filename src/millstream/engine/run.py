@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from millstream.context import Context
 from millstream.engine.clock import Clock, Timer
@@ -44,7 +44,7 @@ from millstream.errors import (
     TaskTimeoutError,
 )
 from millstream.events import shown
-from millstream.executors.base import Worker, Workers
+from millstream.executors.base import Caller, Worker, Workers
 from millstream.graph import Graph
 from millstream.report import RunReport
 from millstream.task import check_wait
@@ -465,8 +465,8 @@ class FlowRun(Waiting):
         elif not self._tries_again(item, error, FAILED):
             self._fail(item, error, FAILED)
 
-    def _tries_again(self, item: Item, error: BaseException, status: Status) -> bool:
-        """Schedule the next attempt, if there is one."""
+    def _tries_again(self, item: Item, error: BaseException, status: Status, *, goes_on: bool = False) -> bool:
+        """Schedule the next attempt, if there is one; not before the code of this one, which ``goes_on``, has ended."""
         retry = item.task.terms.retry
         raised = error.__cause__ if type(error) is TaskFailedError and error.__cause__ is not None else error
         if retry is None or self.stopping or not retry.again(raised, item.attempt):
@@ -479,8 +479,8 @@ class FlowRun(Waiting):
         self._close_list(item)
         self.observer.retried(again, delay, error)
         due = self.clock.now() + delay
-        if status is ABANDONED:
-            self._late[item] = (again, due)  # attempts never overlap: its code still goes on
+        if goes_on:
+            self._late[item] = (again, due)  # attempts never overlap
         else:
             self._delay(again, due)
         self._after()
@@ -751,10 +751,13 @@ class FlowRun(Waiting):
             if not item.blocked:
                 self.scheduler.unblocked(item.task)
 
-    def lost(self, lane: Lane, reason: str) -> None:
+    def lost(self, lane: Lane, reason: str, cause: BaseException | None = None) -> None:
         """The executor of a lane sends nobody any more."""
         lane.wanted = 0
-        self._blame(ExecutorLostError(self.id, reason))
+        error = ExecutorLostError(self.id, reason)
+        error.__cause__ = cause
+        if not any(isinstance(known, ExecutorLostError) for known in self._errors):  # each worker finds out
+            self._blame(error)
         self._after()
 
     def dispatch(self, lane: Lane | None) -> None:
@@ -796,8 +799,9 @@ class FlowRun(Waiting):
         error = TaskTimeoutError(item.id, item.task.terms.timeout)
         self._explain(item, error)
         self._dismiss(item)
-        if not self._tries_again(item, error, ABANDONED):
-            self._fail(item, error, ABANDONED)
+        status = FAILED if item.task.lane.workers.kills else ABANDONED
+        if not self._tries_again(item, error, status, goes_on=True):
+            self._fail(item, error, status)
 
     def _dismiss(self, item: Item) -> None:
         """The worker of an attempt goes on without it."""
@@ -857,6 +861,8 @@ class FlowRun(Waiting):
                     called.extra.fail(self, TaskCancelledError(called.id), cancelled=True)
             if lane.on_loop:
                 later.extend((cancel_pump, (worker, worker.item)) for worker in lane.crew)
+            elif lane.workers.remote:
+                later.extend((cast(Caller, worker).stop, (worker.item,)) for worker in lane.crew)
         self.blocked.cancel(self)
         later.extend((nested.cancel, ()) for nested in list(self.nested))  # they leave it without the lock
         if self.stream_buffer is not None:
@@ -875,8 +881,9 @@ class FlowRun(Waiting):
             for worker in list(lane.crew):
                 item: Any = worker.item
                 if item is not None and item.status is RUNNING:
-                    self._attempt_failed(item, TaskCancelledError(item.id), None, ABANDONED)
-                    self.scheduler.failed(item, ABANDONED)
+                    status = CANCELLED if lane.workers.kills else ABANDONED
+                    self._attempt_failed(item, TaskCancelledError(item.id), None, status)
+                    self.scheduler.failed(item, status)
                     self._close_list(item)
                     if isinstance(item.extra, Call):
                         item.extra.fail(self, TaskCancelledError(item.id), cancelled=True)

@@ -4,6 +4,7 @@ from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor
 from millstream.executors.inline import InlineExecutor
 from millstream.executors.pool import PoolExecutor
+from millstream.executors.process import ProcessExecutor
 from millstream.executors.thread import ThreadExecutor
 
-__all__ = ["AsyncioExecutor", "Executor", "InlineExecutor", "PoolExecutor", "ThreadExecutor"]
+__all__ = ["AsyncioExecutor", "Executor", "InlineExecutor", "PoolExecutor", "ProcessExecutor", "ThreadExecutor"]

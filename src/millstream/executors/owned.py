@@ -15,6 +15,7 @@ from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor
 from millstream.executors.inline import InlineExecutor
 from millstream.executors.pool import PoolExecutor
+from millstream.executors.process import ProcessExecutor
 from millstream.executors.thread import ThreadExecutor
 from millstream.task import check_count
 
@@ -34,6 +35,7 @@ class Executors:
 
     MAKERS: ClassVar[dict[str, Callable[[int | None], Executor]]] = {
         "thread": ThreadExecutor,
+        "process": ProcessExecutor,
         "asyncio": AsyncioExecutor,
         "inline": lambda max_workers: InlineExecutor(),
     }

@@ -177,6 +177,14 @@ class Places(Workers):
                 if thread is not threading.current_thread():
                     thread.join(max(0.0, limit - time.monotonic()))
 
+    def join_leavers(self) -> None:
+        """Wait until spare threads that have nothing to do have ended."""
+        with self._lock:
+            leavers = [thread for worker, thread in self.crew.items() if worker.item is None and worker.mail is None]
+        for thread in leavers:
+            if thread is not threading.current_thread():
+                thread.join(JOIN)
+
     # ---- inside -------------------------------------------------------------------------------
 
     def _grant(self) -> list[tuple[ThreadWorker | None, Lane | None]]:
@@ -207,7 +215,7 @@ class Places(Workers):
 
     def _bring(self, lane: Lane) -> None:
         """Start a thread for ``lane``, which has a place already."""
-        worker = ThreadWorker(self)
+        worker = self.new_worker()
         worker.mail = lane
         thread = threading.Thread(target=_run, args=(worker,), name=f"{self.name}-{next(_numbers)}", daemon=True)
         error = None
@@ -223,6 +231,10 @@ class Places(Workers):
             self.ended(worker)
             self.free_place()
             lane.lost(str(error))
+
+    def new_worker(self) -> ThreadWorker:
+        """Return the side of a place that a new thread is to have."""
+        return ThreadWorker(self)
 
     def ended(self, worker: ThreadWorker) -> None:
         """The thread of ``worker`` is about to end."""

@@ -4,25 +4,32 @@ A worker is one job on the pool that calls many task runs, and gives the pool ba
 seconds, so that other users of the pool get their turn. Never more jobs are handed to it than it can
 run at once. While a task waits, a spare thread of our own stands in for the pool's thread, so a flow
 with waiting tasks ends even on a pool of one. The pool itself is never shut down from here.
-May import: base, places, errors, thread.
+
+In a pool of processes, a job of ours calls back through a socket, and is a worker process for as long.
+May import: base, places, remote, wire, worker, errors.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
-import sys
+import selectors
+import socket
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
-from millstream.errors import FlowClosedError, FlowError
-from millstream.executors.base import Executor, Lane, Workers, here
-from millstream.executors.places import JOIN, Places, ThreadWorker
+from millstream.errors import FlowClosedError
+from millstream.executors.base import Executor, Lane, Lost, Workers, here
+from millstream.executors.places import Places, ThreadWorker
+from millstream.executors.remote import Link, RemotePlaces, RemoteWorker
+from millstream.executors.wire import Closed, To, Wire
 
 #: How long a worker keeps a thread of somebody else's pool without a break, in seconds.
 SLICE = 0.05
@@ -31,8 +38,8 @@ SLICE = 0.05
 class PoolExecutor(Executor):
     """Wraps a ``concurrent.futures.Executor``; a flow does so by itself with one that it is given.
 
-    A ``ProcessPoolExecutor`` calls plain functions in its processes; tasks that take the context are
-    refused there.
+    Of a ``ProcessPoolExecutor``, and of a pool of ``loky``, tasks are called in its processes, and have the
+    context there. What runs in them cannot be stopped: after a timeout it goes on, as in a thread.
 
     Args:
         executor: the pool. You shut it down, the flow does not.
@@ -45,26 +52,16 @@ class PoolExecutor(Executor):
         if not isinstance(executor, concurrent.futures.Executor):
             raise TypeError(f"PoolExecutor wraps a concurrent.futures.Executor, not {executor!r}.")
         self._pool = executor
-        self._remote = self.adapts = is_process_pool(executor)
+        self.remote = is_process_pool(executor)
         self._places = places_of(executor)
         self._closed = False
 
     def serve(self, *, is_async: bool, loop: Any = None, driven: bool = False) -> Workers | None:
         if self._closed:
             raise FlowClosedError("The pool executor")
+        if isinstance(self._places, ProcessPoolPlaces):
+            self._places.warm_up()
         return None if is_async else self._places
-
-    def adapt(self, name: str, fn: Callable[..., Any], takes_context: bool) -> Callable[..., Any]:
-        """Return what is to be called for ``fn``: itself, or a call in one of the pool's processes."""
-        if not self._remote:
-            return fn
-        if takes_context:
-            raise FlowError(
-                f"Task {name} takes the context, which a ProcessPoolExecutor cannot give it: pass what it "
-                "needs as inputs, or give the task executor='thread'."
-            )
-        pool = self._pool
-        return lambda *args, **kwargs: pool.submit(fn, *args, **kwargs).result()
 
     def shutdown(self, wait: bool = True) -> None:
         """Refuse further runs. The pool stays open; spare threads end as soon as they have no work."""
@@ -104,7 +101,6 @@ class PoolPlaces(Places):
         super().__init__(capacity, "millstream-pool")
         self.sleepers = 0  # the pool keeps threads; a spare one that is not needed ends
         self._pool = weakref.ref(pool)
-        self._own_threads = is_process_pool(pool)  # its processes are called from threads of ours
         # Guarded by _lock, too:
         self._jobs = 0  #: jobs that the pool has of us
         self._queued: set[Job] = set()  #: those that have not begun
@@ -115,7 +111,7 @@ class PoolPlaces(Places):
         with self._lock:
             # A thread of the pool that asks is about to wait for the answer: it is not free.
             taken = self._jobs + self._callers + self._is_caller()
-            room = pool is not None and not self._own_threads and taken < self.capacity
+            room = pool is not None and taken < self.capacity
             job = Job(lane)
             if room:
                 self._jobs += 1
@@ -196,30 +192,126 @@ class PoolPlaces(Places):
         self._job_ended()
         job.lane.lost(reason)
 
-    def join_leavers(self) -> None:
-        """Wait until spare threads that have nothing to do have ended."""
+
+class ProcessPoolWorker(RemoteWorker):
+    """A thread of ours that has task runs called in a process of the pool, for a while."""
+
+    def __init__(self, places: RemotePlaces) -> None:
+        super().__init__(places)
+        self.queue = (True,)
+
+    def overstays(self) -> bool:
+        return bool(self.places.returning) or time.monotonic() - self.since > SLICE
+
+
+class PoolLink(Link):
+    """A process of the pool, for as long as one job of ours takes."""
+
+    kills = False
+
+    def close(self) -> None:
+        for channel in self.free:
+            try:
+                channel.wire.send((To.LEAVE,))
+            except Closed:
+                pass
+            channel.wire.close()
+
+
+class ProcessPoolPlaces(RemotePlaces):
+    """The places of one pool of processes, for all flows that use it."""
+
+    kills = False
+    borrows = True
+
+    def __init__(self, pool: concurrent.futures.Executor, capacity: int) -> None:
+        super().__init__(capacity, "millstream-pool")
+        self.sleepers = 0  # a thread of ours that is not needed ends
+        self._pool = weakref.ref(pool)
+        self._warm = False
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+        self._paths = count(1)
+        start_method = getattr(getattr(pool, "_mp_context", None), "get_start_method", lambda: None)()
+        self.imports_main = start_method != "fork"
+
+    def new_worker(self) -> ThreadWorker:
+        return ProcessPoolWorker(self)
+
+    def warm_up(self) -> None:
+        """Submit something in the caller's thread: a pool that forks does so now, and not in a thread of ours."""
+        pool = self._pool()
         with self._lock:
-            leavers = [thread for worker, thread in self.crew.items() if worker.item is None and worker.mail is None]
-        for thread in leavers:
-            if thread is not threading.current_thread():
-                thread.join(JOIN)
+            warm, self._warm = self._warm, True
+        if not warm and pool is not None:
+            try:
+                pool.submit(int)
+            except RuntimeError:  # it is shut down, or broken: runs are told when they ask for workers
+                pass
+
+    def start_link(self) -> Link:
+        from millstream.executors.worker import attend
+
+        pool = self._pool()
+        with self._lock:
+            if self._sockets is None:  # for this user alone
+                self._sockets = tempfile.TemporaryDirectory(prefix="millstream-", ignore_cleanup_errors=True)
+            path = os.path.join(self._sockets.name, str(next(self._paths)))
+        listener = socket.socket(socket.AF_UNIX)
+        ended, ends = socket.socketpair()
+        try:
+            listener.bind(path)
+            listener.listen(1)
+            if pool is None:
+                raise Lost("its pool is gone", final=True)
+            try:
+                job = pool.submit(attend, path)
+            except RuntimeError as error:
+                raise Lost(str(error), final=True) from None
+            job.add_done_callback(lambda _: ends.close())
+            return PoolLink(self._accepted(listener, ended, job))
+        finally:
+            listener.close()
+            ended.close()
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+
+    def _accepted(self, listener: socket.socket, ended: socket.socket, job: Any) -> Wire:
+        """Wait until the job of ours has begun, and has called; or has ended without that."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(ended, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select()]
+        if listener not in ready:
+            problem = "was cancelled" if job.cancelled() else f"broke: {job.exception()!r}"
+            raise Lost(f"its pool {problem}", final=True)
+        wire = Wire(listener.accept()[0])
+        try:
+            wire.receive()
+        except Closed:
+            raise Lost("its pool ended the process that was to call it", final=True) from None
+        return wire
 
 
-_places: weakref.WeakKeyDictionary[concurrent.futures.Executor, PoolPlaces] = weakref.WeakKeyDictionary()
+_places: weakref.WeakKeyDictionary[concurrent.futures.Executor, Places] = weakref.WeakKeyDictionary()
 _places_lock = threading.Lock()
 
 
-def places_of(pool: concurrent.futures.Executor) -> PoolPlaces:
+def places_of(pool: concurrent.futures.Executor) -> Places:
     """Return the places of a pool: the same ones for all who use it, so that they know of each other."""
     with _places_lock:
         places = _places.get(pool)
         if places is None:
             size = getattr(pool, "_max_workers", None) or os.cpu_count() or 1
-            places = _places[pool] = PoolPlaces(pool, size)
+            places = _places[pool] = (ProcessPoolPlaces if is_process_pool(pool) else PoolPlaces)(pool, size)
         return places
+
+
+#: Pools that call in other processes, by the module of their class.
+PROCESS_POOLS = frozenset({"concurrent.futures.process", "loky.process_executor", "loky.reusable_executor"})
 
 
 def is_process_pool(executor: object) -> bool:
     """Whether ``executor`` calls in other processes; imports nothing to find out."""
-    module = sys.modules.get("concurrent.futures.process")
-    return module is not None and isinstance(executor, module.ProcessPoolExecutor)
+    return any(kind.__module__ in PROCESS_POOLS for kind in type(executor).__mro__)

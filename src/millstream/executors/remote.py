@@ -1,0 +1,423 @@
+"""Our side of worker processes: links to them, and the threads that have task runs called there.
+
+A ``Link`` is a worker process. A ``Channel`` is a thread of it, with a wire to one thread of ours. Most links
+have one channel. When a task waits for a value, its process is *lent*: it gets a further channel, and so
+calls something else in the meantime. May import: base, places, wire, context, errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from millstream.errors import TransferError
+from millstream.executors.base import Asked, Call, Done, Failed, Lost, Message, Returned
+from millstream.executors.places import JOIN, Places, ThreadWorker
+from millstream.executors.wire import (
+    SCALARS,
+    Back,
+    Closed,
+    To,
+    Wire,
+    by_name,
+    culprit,
+    decode,
+    decode_error,
+    encode,
+    encode_error,
+    main_is_lost,
+)
+
+#: Functions of these types are pickled by their names, which never changes.
+NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
+
+
+class Link:
+    """A worker process, as this one sees it. Its fields are guarded by the lock of its places."""
+
+    #: Whether it can be ended while it works.
+    kills = True
+
+    def __init__(self, wire: Wire) -> None:
+        self.first = Channel(self, wire)  #: the one that it has for as long as it lives
+        self.free = [self.first]  #: channels that nobody uses
+        self.busy = 0  #: channels that somebody uses
+        self.waiting = 0  #: of these, how many have a task that waits
+        self.calls = 0  #: how many it was given
+        self.ended = ""  #: why it was, or will be, ended by us
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+
+    def close(self) -> None:
+        """Let it end: nobody uses it any more."""
+        for channel in self.free:
+            channel.wire.close()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for its end, for these seconds at the longest; return whether it has ended."""
+        return True
+
+    def reason(self) -> str:
+        """Return why it has ended, as the end of a sentence."""
+        return "its worker process has ended"
+
+
+class Channel:
+    """A thread of a worker process."""
+
+    def __init__(self, link: Link, wire: Wire) -> None:
+        self.link = link
+        self.wire = wire
+        self.number = 0  #: of the batch that it has
+        self.lent = False  #: its task waits
+
+
+class RemoteWorker(ThreadWorker):
+    """A thread that has task runs called in a worker process."""
+
+    places: RemotePlaces
+
+    def __init__(self, places: RemotePlaces) -> None:
+        super().__init__(places)
+        self._channel: Channel | None = None
+        self._ids: list[str] = []  # of the calls that it was given, the oldest first
+
+    @property
+    def channel(self) -> Channel:
+        assert self._channel is not None, "only an open worker is given calls"
+        return self._channel
+
+    @property
+    def room(self) -> int:
+        limit = self.places.max_calls
+        return 1_000_000 if limit is None else max(1, limit - self.channel.link.calls)
+
+    def open(self) -> None:
+        if self._channel is not None and self.places.is_spent(self._channel.link):
+            self.release()
+        if self._channel is None:
+            self._channel = self.places.take_channel()
+
+    def release(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self.places.put_channel(channel)
+
+    def encode(self, call: Call) -> Any:
+        facts = (call.run_id, call.name, call.id, call.path, call.attempt, call.remaining)
+        return self.places.encode_function(call), self._encoded_arguments(call), facts
+
+    def _encoded_arguments(self, call: Call) -> Any:
+        args = call.args
+        if not call.kwargs and SCALARS.issuperset(map(type, args)):
+            return args
+        try:
+            return encode((args, call.kwargs), self.places.dumps)
+        except Exception as error:
+            names = getattr(getattr(call.fn, "__code__", None), "co_varnames", ())
+            named = [(names[at] if at < len(names) else f"number {at + 1}", arg) for at, arg in enumerate(args)]
+            for name, arg in (*named, *call.kwargs.items()):
+                try:
+                    encode(arg, self.places.dumps)
+                except Exception:
+                    raise TransferError(call.id, culprit(arg, f"its argument {name}"), str(error)) from error
+            raise TransferError(call.id, "one of its arguments", str(error)) from error
+
+    def call(self, calls: Sequence[Any]) -> None:
+        channel = self.channel
+        with self.places.aiming:  # who kills an older call must have done so
+            if channel.link.ended:
+                raise self._lost()
+            channel.link.calls += len(calls)
+        channel.number += 1
+        self._ids = [facts[2] for _, _, facts in calls]
+        try:
+            channel.wire.send((To.CALLS, channel.number, calls))
+        except Closed:
+            raise self._lost() from None
+
+    def receive(self) -> Sequence[Message]:
+        wire = self.channel.wire
+        messages: list[Message] = []
+        try:
+            while not messages or wire.buffered:
+                message = self._read(*wire.receive())
+                if message is not None:
+                    messages.append(message)
+        except Closed:
+            if not messages:  # else they come first
+                raise self._lost() from None
+        return messages
+
+    def _read(self, kind: int, *told: Any) -> Message | None:
+        """Return what a message says; None if it was for nobody else."""
+        if kind == Back.DONE:
+            encoded, seconds = told
+            task_id = self._ids.pop(0)
+            try:
+                return Done(decode(encoded), seconds)
+            except Exception as error:  # of a class that cannot be imported here
+                return Failed(TransferError(task_id, "its result", f"{type(error).__name__}: {error}"), seconds)
+        if kind == Back.FAILED:
+            return Failed(decode_error(told[0], self._ids.pop(0)), told[1])
+        if kind == Back.RETURNED:
+            if told[0]:
+                del self._ids[-told[0] :]
+            return Returned(told[0])
+        what, encoded = told
+        waits = kind == Back.ASKED
+        try:
+            args = decode(encoded)
+        except Exception as error:
+            problem = TransferError(self._ids[0], "what it asks for or sends", f"{type(error).__name__}: {error}")
+            return Asked("refuse", (problem,), waits)
+        if what == "log":
+            handle_record(*args)
+            return None
+        return Asked(what, args, waits)
+
+    def answer(self, value: Any) -> None:
+        self._reply(To.ANSWER, encode(value, self.places.dumps))
+
+    def refuse(self, error: BaseException) -> None:
+        self._reply(To.REFUSAL, encode_error(error, self._ids[0]))
+
+    def _reply(self, kind: int, encoded: Any) -> None:
+        channel = self.channel
+        if channel.lent:
+            self.places.lent(channel, False)
+        try:
+            channel.wire.send((kind, encoded))
+        except Closed:
+            raise self._lost() from None
+
+    def ask_back(self) -> None:
+        try:
+            self.channel.wire.send((To.RETURN,))
+        except Closed:
+            raise self._lost() from None
+
+    def lend(self) -> None:
+        try:
+            self.places.lent(self.channel, True)
+        except Closed:
+            raise self._lost() from None
+
+    def stop(self, item: object) -> None:
+        channel = self._channel
+        if channel is not None and self.item is item:
+            try:
+                channel.wire.send((To.STOP, channel.number))
+            except Closed:  # who receives finds out
+                pass
+
+    def dismiss(self, item: object) -> None:
+        with self.places.aiming:
+            channel = self._channel
+            if self.item is not item or channel is None:
+                return
+            if channel.link.kills:
+                channel.link.ended = f"its worker process was stopped to stop {getattr(item, 'id', item)}"
+                channel.link.kill()
+                return
+        super().dismiss(item)
+
+    def _lost(self) -> Lost:
+        channel, self._channel = self.channel, None
+        return Lost(self.places.drop(channel))
+
+
+class RemotePlaces(Places):
+    """Places whose threads have their task runs called in worker processes.
+
+    Args:
+        capacity: number of places, and of worker processes.
+        max_calls: replace a worker process that was given so many.
+    """
+
+    remote = True
+    kills = True
+    #: Whether its processes belong to somebody else, who has them back after each stay.
+    borrows = False
+    #: What pickles in the place of ``pickle.dumps``; see ``wire.encode``.
+    dumps: Any = None
+
+    def __init__(self, capacity: int, name: str, max_calls: int | None = None) -> None:
+        super().__init__(capacity, name)
+        self.max_calls = max_calls
+        #: Held while somebody decides whether a process is to be killed, or gives it something else to do.
+        self.aiming = threading.Lock()
+        # Guarded by _lock, too:
+        self.links: list[Link] = []
+        self._starting = 0
+        self._ended: list[Link] = []  # those that were told to end
+
+    def start_link(self) -> Link:
+        """Start a worker process, and wait until it can be given calls.
+
+        Raises:
+            Lost: it has ended at once.
+        """
+        raise NotImplementedError("every kind of places starts its own links")
+
+    def encode_function(self, call: Call) -> Any:
+        """Return the function of a call as it travels.
+
+        Raises:
+            TransferError: it cannot.
+        """
+        fn = call.fn
+        try:
+            if type(fn) in NAMED and not (self.imports_main and main_is_lost(fn)):
+                try:
+                    return by_name(fn)
+                except Exception:  # it may be defined inside another one
+                    return encode(fn)
+            if not main_is_lost(fn):
+                return encode(fn)
+        except Exception as error:
+            raise TransferError(call.id, culprit(fn, "its function"), str(error)) from error
+        try:
+            import cloudpickle
+        except ImportError:
+            raise TransferError(
+                call.id, "its function", f"{fn!r} was defined at a prompt: put it in a module, or install cloudpickle"
+            ) from None
+        return encode(fn, cloudpickle.dumps)
+
+    #: Whether workers import the main module again, instead of having it from a fork.
+    imports_main = True
+
+    # ---- links ----------------------------------------------------------------------------------
+
+    def new_worker(self) -> ThreadWorker:
+        return RemoteWorker(self)
+
+    def take_channel(self) -> Channel:
+        """Return a channel of an idle process; or of a new one; or of one that is lent."""
+        with self._lock:
+            channel = self._free_channel()
+            if channel is not None:
+                return channel
+            self._starting += 1
+            ended = [link for link in self._ended if not link.join(0)]
+            self._ended = ended
+        link = None
+        try:
+            link = self.start_link()
+        finally:
+            with self._lock:
+                self._starting -= 1
+                closed = self.closed
+                if link is not None and not closed:
+                    self.links.append(link)
+                    link.busy = 1
+                    channel = link.free.pop()
+        assert link is not None, "it raises if it cannot start one"
+        if closed or channel is None:
+            link.close()
+            link.join(JOIN)
+            raise Lost(f"{self.name} is shut down", final=True)
+        return channel
+
+    def _free_channel(self) -> Channel | None:
+        usable = [link for link in self.links if link.free and not link.ended]
+        idle = [link for link in usable if not link.busy]
+        if not idle and len(self.links) + self._starting >= self.capacity:
+            idle = sorted((link for link in usable if link.busy == link.waiting), key=lambda link: link.waiting)
+        if not idle:
+            return None
+        idle[0].busy += 1
+        return idle[0].free.pop()
+
+    def put_channel(self, channel: Channel) -> None:
+        """Nobody uses ``channel`` for now."""
+        link, spare = channel.link, None
+        with self._lock:
+            link.busy -= 1
+            link.free.append(channel)
+            if len(link.free) > 1:  # it was lent: one is enough, and without the first the process ends
+                spare = link.free.pop(0 if link.free[1] is link.first else 1)
+            retires = not link.busy and (self.closed or self.borrows or self.is_spent(link))
+            if retires and link in self.links:
+                self.links.remove(link)
+                self._ended.append(link)
+                link.ended = link.ended or "its worker process was replaced"
+        if spare is not None:
+            spare.wire.close()
+        if retires:
+            link.close()
+
+    def is_spent(self, link: Link) -> bool:
+        """Whether a process was given as many calls as it may have."""
+        return self.max_calls is not None and link.calls >= self.max_calls
+
+    def drop(self, channel: Channel) -> str:
+        """The process of ``channel`` has ended: forget it, and return why it did."""
+        link = channel.link
+        channel.wire.close()
+        with self._lock:
+            link.busy -= 1
+            first = link in self.links
+            if first:
+                self.links.remove(link)
+                self._ended.append(link)
+        if first:
+            link.close()
+        return link.reason()
+
+    def lent(self, channel: Channel, lent: bool) -> None:
+        """The task of ``channel`` begins, or ends, to wait. Raises ``Closed``."""
+        link = channel.link
+        with self._lock:
+            channel.lent = lent
+            link.waiting += 1 if lent else -1
+            enough = not lent or bool(link.free)
+        if not enough:
+            wire = self.further_wire(channel.wire)
+            with self._lock:
+                link.free.append(Channel(link, wire))
+
+    def further_wire(self, wire: Wire) -> Wire:
+        """Return a wire to a further thread of the process at the other end of ``wire``."""
+        import socket
+
+        ours, theirs = socket.socketpair()
+        try:
+            wire.send((To.LEND,))
+            wire.send_socket(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Wire(ours)
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Send every sleeping thread home, and end the processes; those that still work are killed."""
+        super().shutdown(wait)
+        with self._lock:
+            links, self.links = self.links, []
+            links += self._ended
+            self._ended = []
+        for link in links:
+            link.ended = link.ended or f"{self.name} was shut down"
+            link.close()
+            if link.busy:
+                link.kill()
+        if wait:
+            for link in links:
+                if not link.join(JOIN):
+                    link.kill()
+                    link.join(JOIN)
+
+
+def handle_record(level: int, facts: dict[str, Any]) -> None:
+    """Handle a log record of a worker as if it was made here."""
+    logger = logging.getLogger(facts["name"])
+    if logger.isEnabledFor(level):
+        logger.handle(logging.makeLogRecord(facts))

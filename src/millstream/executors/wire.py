@@ -1,0 +1,463 @@
+"""What travels between processes: values and errors as bytes, and messages through a socket.
+
+A value is encoded by itself, so one that cannot travel spoils nothing else. Exact scalars go as they are.
+Everything else becomes a list: the pickle, then the buffers that were too large to be copied into it
+(pickle protocol 5). Where the standard ``pickle`` gives up, ``cloudpickle`` is tried if it is installed.
+
+A *wire* is a stream socket with frames on it. What is read from one was written by a process of the same
+user: nothing else is ever unpickled. May import: errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import pickle
+import select
+import socket
+import struct
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from millstream.errors import TransferError
+
+#: Buffers from this size on are sent by themselves, in bytes.
+LARGE = 1 << 16
+
+#: Types that mean the same everywhere, and are sent as they are.
+SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+
+Encoded = Any
+"""A scalar; a list of a pickle and its buffers; a tuple of one buffer, for large ``bytes``."""
+
+
+class To:
+    """First in a message to a worker: what it says. The rest of the message follows; an enum would be slow."""
+
+    CALLS = 0  #: a number, and calls to be done in their order
+    ANSWER = 1  #: to what the worker asked: a value
+    REFUSAL = 2  #: the same: an error
+    RETURN = 3  #: give back what has not begun, and say so even if that is nothing
+    LEND = 4  #: the next thing is a socket: serve it in a further thread
+    STOP = 5  #: the calls of this number are told to stop, and those that have not begun are given back
+    LEAVE = 6  #: there is nothing more to do
+
+
+class Back:
+    """First in a message of a worker."""
+
+    READY = 0  #: it can be given calls
+    BROKEN = 1  #: it cannot: an error
+    DONE = 2  #: the oldest call gave a value; it took these seconds
+    FAILED = 3  #: it raised an error; it took these seconds
+    RETURNED = 4  #: so many of the newest calls were given back
+    ASKED = 5  #: the oldest call wants something, and waits for the answer: what, and arguments
+    SENT = 6  #: the same, without waiting
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def encode(value: Any, dumps: Callable[..., bytes] | None = None) -> Encoded:
+    """Return ``value`` as it travels.
+
+    Args:
+        dumps: what pickles instead of ``pickle.dumps``, with the same arguments.
+
+    Raises:
+        Exception: it cannot be pickled; whatever its ``__reduce__`` raises.
+    """
+    kind = type(value)
+    if kind in SCALARS:
+        return (pickle.PickleBuffer(value),) if kind is bytes and len(value) >= LARGE else value
+    buffers: list[pickle.PickleBuffer] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes < LARGE:
+            return True  # goes into the pickle
+        buffers.append(buffer)
+        return False
+
+    if dumps is not None:
+        return [_apart(dumps(value, protocol=5, buffer_callback=keep)), *buffers]
+    try:
+        return [_apart(pickle.dumps(value, 5, buffer_callback=keep)), *buffers]
+    except Exception:
+        cloudpickle = _cloudpickle()
+        if cloudpickle is None:
+            raise
+        buffers.clear()
+        return [_apart(cloudpickle.dumps(value, protocol=5, buffer_callback=keep)), *buffers]
+
+
+def _apart(pickled: bytes) -> Any:
+    return pickled if len(pickled) < LARGE else pickle.PickleBuffer(pickled)
+
+
+def decode(encoded: Encoded) -> Any:
+    """Return the value; raises whatever unpickling raises."""
+    if type(encoded) is list:
+        return pickle.loads(encoded[0], buffers=encoded[1:])
+    return bytes(encoded[0]) if type(encoded) is tuple else encoded
+
+
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle
+    except ImportError:
+        return None
+    return cloudpickle
+
+
+def culprit(value: Any, where: str, depth: int = 6) -> str:
+    """Return which part of a value cannot be pickled, as ``rows[3].lock (lock)``."""
+    if depth:
+        for name, part in _parts(value):
+            try:
+                encode(part)
+            except Exception:
+                return culprit(part, f"{where}{name}", depth - 1)
+    return f"{where} ({type(value).__name__})"
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield f"[{key!r}]", part
+    elif isinstance(value, list | tuple):
+        for place, part in enumerate(value):
+            yield f"[{place}]", part
+    elif isinstance(value, set | frozenset):
+        for part in value:
+            yield " has an element", part
+    else:
+        own = getattr(value, "__self__", None)
+        if own is not None and not isinstance(own, type | types.ModuleType):
+            yield ".__self__", own
+        for name, part in getattr(value, "__dict__", {}).items():
+            if not callable(value) or isinstance(value, types.MethodType):
+                yield f".{name}", part
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+#: How many causes of causes travel with an error.
+CHAIN = 20
+
+
+def encode_error(error: BaseException, task_id: str, hide: str = "") -> Any:
+    """Return an error as it travels: itself, its traceback, and what it comes from. Never raises.
+
+    Args:
+        task_id: whose error it is, for one that cannot travel.
+        hide: leave out the first frames, as long as their files begin with this.
+    """
+    return _error_parts(error, task_id, hide, CHAIN)
+
+
+def _error_parts(error: BaseException, task_id: str, hide: str, chain: int) -> Any:
+    inner = []
+    if isinstance(error, BaseExceptionGroup):
+        inner = [_error_parts(each, task_id, hide, chain) for each in error.exceptions]
+    cause, context = error.__cause__, error.__context__
+    return (
+        _error_itself(error, task_id, bool(inner)),
+        _frames(error.__traceback__, hide),
+        None if cause is None or not chain else _error_parts(cause, task_id, hide, chain - 1),
+        None if context is None or context is cause or not chain else _error_parts(context, task_id, hide, chain - 1),
+        error.__suppress_context__,
+        inner,
+    )
+
+
+def _error_itself(error: BaseException, task_id: str, group: bool) -> tuple[str, Any]:
+    """Return how an error can be made again: by its pickle, or else from its class and what it holds."""
+    if group:
+        message = getattr(error, "message", "")
+        try:
+            return "group", (encode(type(error)), str(message), _picklable(vars(error)))
+        except Exception:
+            return "group", (encode(BaseExceptionGroup), str(message), {})
+    try:
+        whole = encode(error)
+        if type(decode(whole)) is type(error):  # many can be pickled, and not be made again
+            return "whole", whole
+    except Exception:
+        pass
+    try:
+        made = encode(type(error)), encode(error.args), _picklable(vars(error))
+        _made(*made)
+    except Exception:
+        what = f"the {type(error).__qualname__} that it raised"
+        return "whole", encode(TransferError(task_id, what, _said(error)))
+    return "parts", made
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return type(error).__name__
+
+
+def _picklable(attributes: Mapping[str, Any]) -> dict[str, Encoded]:
+    kept = {}
+    for name, value in attributes.items():
+        try:
+            kept[name] = encode(value)
+        except Exception:  # an error without one of its attributes says more than none
+            pass
+    return kept
+
+
+def _made(kind: Encoded, args: Encoded, attributes: Mapping[str, Encoded]) -> BaseException:
+    """Make an error without its constructor, which may take something else than ``args``."""
+    error_type, given = decode(kind), decode(args)
+    error: BaseException = error_type.__new__(error_type, *given)
+    error.args = given
+    error.__dict__.update({name: decode(value) for name, value in attributes.items()})
+    return error
+
+
+def decode_error(encoded: Any, task_id: str) -> BaseException:
+    """Return an error that travelled, with its traceback. Never raises."""
+    (how, parts), frames, cause, context, suppressed, inner = encoded
+    try:
+        if how == "group":
+            kind, message, attributes = parts
+            error: BaseException = decode(kind)(message, [decode_error(each, task_id) for each in inner])
+            error.__dict__.update({name: decode(value) for name, value in attributes.items()})
+        else:
+            error = decode(parts) if how == "whole" else _made(*parts)
+    except Exception as unknown:  # its class cannot be imported here
+        error = TransferError(task_id, "the exception that it raised", f"{type(unknown).__name__}: {unknown}")
+    error.__traceback__ = rebuilt(frames)
+    if cause is not None:
+        error.__cause__ = decode_error(cause, task_id)
+        error.__context__ = error.__cause__
+    if context is not None:
+        error.__context__ = decode_error(context, task_id)
+    error.__suppress_context__ = suppressed
+    return error
+
+
+def _frames(traceback: types.TracebackType | None, hide: str) -> list[tuple[str, str, int]]:
+    """Return file, function and line of each frame."""
+    frames: list[tuple[str, str, int]] = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if frames or not hide or not code.co_filename.startswith(hide):
+            frames.append((code.co_filename, code.co_name, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    return frames
+
+
+_RAISES = compile("raise error", "", "exec")
+_UNITS = len(_RAISES.co_code) // 2
+#: A line table that says "on the first line" for every instruction, and nothing of columns: an entry of
+#: kind 13 for up to eight code units each (Objects/locations.md of CPython 3.11 and later).
+_LINES = b"".join(bytes((0x80 | 13 << 3 | min(8, _UNITS - at) - 1, 0)) for at in range(0, _UNITS, 8))
+
+
+def rebuilt(frames: Sequence[tuple[str, str, int]]) -> types.TracebackType | None:
+    """Return a traceback that shows these frames: file, function and line, without their variables.
+
+    Frames cannot be made; so each is left behind by a line of code that claims to be there.
+    """
+    traceback = None
+    for filename, name, line in reversed(frames):
+        code = _RAISES.replace(
+            co_filename=filename, co_name=name, co_qualname=name, co_firstlineno=max(line, 1), co_linetable=_LINES
+        )
+        try:
+            exec(code, {"error": _LeftError, "__name__": "?", "__file__": filename})
+        except _LeftError as left:
+            frame = left.__traceback__.tb_next  # type: ignore[union-attr]  # ours, then the one it left
+            assert frame is not None, "the code has raised"
+            traceback = types.TracebackType(traceback, frame.tb_frame, frame.tb_lasti, max(line, 1))
+    return traceback
+
+
+class _LeftError(Exception):
+    """Raised to leave a frame behind."""
+
+
+# ---- wires --------------------------------------------------------------------------------------
+
+_HEAD = struct.Struct("!QI")  #: bytes of the message, number of buffers
+_SIZE = struct.Struct("!Q")
+
+
+class Closed(Exception):  # noqa: N818 - an end, not an error
+    """The other side is gone."""
+
+
+class Wire:
+    """One end of a stream socket: messages go out whole, and come in whole.
+
+    ``send`` may be called from any thread; only one thread at a time receives.
+
+    Args:
+        sock: the socket, which is closed with it.
+        ahead: read as much as there is, for an end that gets many small messages. Who may be sent a
+            socket must not: a read beyond the byte that a socket comes with would lose it.
+    """
+
+    def __init__(self, sock: socket.socket, *, ahead: bool = True) -> None:
+        self.sock = sock
+        self._ahead = ahead  # it may read more than one message at once
+        self._sending = threading.Lock()
+        self._read = b""  #: what came in, and belongs to no message that was taken
+        self._at = 0  #: how much of that was taken already
+
+    def send(self, message: Any) -> None:
+        """Send a message.
+
+        Raises:
+            Closed: there is nobody any more.
+        """
+        buffers: list[pickle.PickleBuffer] = []
+        main = pickle.dumps(message, 5, buffer_callback=buffers.append)
+        head = _HEAD.pack(len(main), len(buffers))
+        try:
+            with self._sending:
+                if len(main) < LARGE:
+                    self.sock.sendall(head + main)
+                else:
+                    self.sock.sendall(head)
+                    self.sock.sendall(main)
+                for buffer in buffers:
+                    with buffer.raw() as raw:
+                        self.sock.sendall(_SIZE.pack(raw.nbytes))
+                        self.sock.sendall(raw)
+        except OSError as error:
+            raise Closed(str(error)) from error
+
+    def receive(self) -> Any:
+        """Wait for a message, and return it.
+
+        Raises:
+            Closed: there is nobody any more.
+        """
+        read, at = self._read, self._at + _HEAD.size
+        if len(read) > at:  # the usual way: it is small, and there already
+            size, count = _HEAD.unpack_from(read, self._at)
+            if not count and len(read) >= at + size:
+                self._at = at + size
+                return pickle.loads(memoryview(read)[at : at + size])
+        size, count = _HEAD.unpack(self._take(_HEAD.size))
+        main = self._take(size)
+        buffers = [self._take(_SIZE.unpack(self._take(_SIZE.size))[0]) for _ in range(count)]
+        return pickle.loads(main, buffers=buffers)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a message, or the end, is there or on its way; never waits."""
+        if len(self._read) > self._at:
+            return True
+        try:
+            return bool(select.select([self.sock], (), (), 0)[0])
+        except (OSError, ValueError):  # closed meanwhile; or too many files for select
+            return False
+
+    @property
+    def buffered(self) -> bool:
+        """Whether (the beginning of) a further message was read already."""
+        return len(self._read) > self._at
+
+    def _take(self, size: int) -> bytes | bytearray:
+        """Return the next ``size`` bytes, waiting for them."""
+        read, at = self._read, self._at
+        if self._ahead and size < LARGE:
+            while len(read) - at < size:
+                read, at = read[at:] + self._checked(self.sock.recv, LARGE), 0
+            self._read, self._at = read, at + size
+            return read[at : at + size]
+        taken = bytearray(size)
+        there = min(size, len(read) - at)
+        taken[:there] = read[at : at + there]
+        self._at = at + there
+        with memoryview(taken) as into:
+            while there < size:  # straight to its place
+                there += self._checked(self.sock.recv_into, into[there:])
+        return taken
+
+    def _checked(self, receive: Callable[[Any], Any], what: Any) -> Any:
+        try:
+            got = receive(what)
+        except OSError as error:
+            raise Closed(str(error)) from error
+        if not got:
+            raise Closed("it has closed its end")
+        return got
+
+    def close(self) -> None:
+        """Close this end; the other one is told, whoever else may have it open."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it is closed over there
+            pass
+        self.sock.close()
+
+    # A socket for a further thread of a worker process travels through the one that is there.
+
+    def send_socket(self, other: socket.socket) -> None:
+        """Send a socket to the other side, which expects it as the very next thing."""
+        try:
+            with self._sending:
+                socket.send_fds(self.sock, [b"s"], [other.fileno()])
+        except OSError as error:
+            raise Closed(str(error)) from error
+
+    def receive_socket(self) -> socket.socket:
+        """Wait for a socket that comes as the very next thing."""
+        assert not self._ahead, "a socket comes with the next byte that is read"
+        try:
+            said, files, _, _ = socket.recv_fds(self.sock, 1, 1)
+        except OSError as error:
+            raise Closed(str(error)) from error
+        if not said or not files:
+            raise Closed("it has closed its end")
+        return socket.socket(fileno=files[0])
+
+
+# ---- functions ----------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def by_name(fn: Any) -> bytes:
+    """Return a function as its name, from which other processes import it.
+
+    Raises:
+        Exception: it cannot be had by its name.
+    """
+    try:
+        return pickle.dumps(fn, 5)
+    except Exception:
+        found = sys.modules.get(fn.__module__)
+        for name in fn.__qualname__.split("."):
+            found = getattr(found, name, None)
+        if getattr(found, "fn", None) is not fn:  # else the name is that of the task which was made of it
+            raise
+        return pickle.dumps(_FunctionOf(found), 5)
+
+
+class _FunctionOf:
+    """Travels as a task, and arrives as its function."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def __reduce__(self) -> Any:
+        return operator.attrgetter("fn"), (self._task,)
+
+
+def main_is_lost(fn: Any) -> bool:
+    """Whether no other process can import a function: it was defined at a prompt, in a notebook, by ``-c``."""
+    if getattr(fn, "__module__", None) != "__main__":
+        return False
+    main = sys.modules["__main__"]
+    return getattr(main, "__spec__", None) is None and not hasattr(main, "__file__")
