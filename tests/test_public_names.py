@@ -36,6 +36,8 @@ ARGUMENTS = {
     "RunCancelledError": ("orders-7",),
     "TaskRunLimitError": (10, "load"),
     "ExecutorLostError": ("orders-7", "it is shut down"),
+    "WorkerLostError": ("load#2", "its worker process was killed by SIGKILL"),
+    "TransferError": ("load", "its result", "cannot pickle a lock"),
     "StreamError": ("orders-7", "it has a reader already"),
     "CheckpointError": ("a sentence",),
     "UnknownRunError": ("orders-7", "orders"),

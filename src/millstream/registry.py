@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.engine.states import RunTerms
 from millstream.errors import BindingError, FlowError, TaskNotFoundError
-from millstream.executors.base import Bound
 from millstream.graph import Graph, cycles, missing
 from millstream.task import CONSTANT, Task, name_of
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from millstream.config.edges import Edge
     from millstream.executors.base import Executor
     from millstream.executors.owned import Executors
+    from millstream.executors.remote.calls import Bound
     from millstream.task import TaskName, TaskOptions
 
 
@@ -57,6 +57,7 @@ def is_elsewhere(task: Task[..., Any], executor: Executor, is_async: bool) -> bo
 
 def bound(fn: Callable[..., Any]) -> Callable[..., Bound]:
     """Return what gives a call of ``fn`` that can be made elsewhere."""
+    from millstream.executors.remote.calls import Bound
 
     def bind(*args: Any, **kwargs: Any) -> Bound:
         return Bound(fn, args, kwargs)

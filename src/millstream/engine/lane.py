@@ -19,7 +19,7 @@ from millstream.engine.clock import Timer
 from millstream.engine.ready import Ready
 from millstream.engine.states import NO_WATCHES, RunTerms, Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
-from millstream.executors.base import Caller, Worker, Workers
+from millstream.executors.base import Worker, Workers
 from millstream.task import current_run
 from millstream.values import Items, NextTask, Status, StreamChunk, TaskOutput
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from millstream.engine.record import Failure
     from millstream.engine.run import FlowRun
     from millstream.engine.session import TaskHandle
+    from millstream.executors.remote.calls import Caller
 
 PENDING, RUNNING = Status.PENDING, Status.RUNNING
 ABANDONED, CANCELLED = Status.ABANDONED, Status.CANCELLED
@@ -252,7 +253,7 @@ class Lane:
             if self.workers.remote:
                 from millstream.engine.remote import work_remote  # only then
 
-                self.variables().run(work_remote, self, cast(Caller, worker))
+                self.variables().run(work_remote, self, cast("Caller", worker))
             else:
                 self.variables().run(self._work, worker)
         except Exception as error:  # a bug of ours: better a run that ends with it than one that never ends

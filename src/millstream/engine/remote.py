@@ -4,7 +4,7 @@ It sends batches of calls, reports each outcome as it comes, and does what a tas
 the context, chunks, requests. A batch is as long as the calls in it are expected to take a few milliseconds, so
 small calls share the cost of a message, and large ones travel alone. While a task waits here for a value, this
 thread waits for it in the way that any worker does, with its place given back.
-May import: lane, states, executors.base, context, errors, values, task.
+May import: lane, states, executors.remote.calls, context, errors, values, task.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.context import MISSING, Context, crossing
 from millstream.engine.states import Call as Submitted
 from millstream.errors import TaskCancelledError, WorkerLostError
-from millstream.executors.base import Asked, Bound, Call, Caller, Done, Failed, Lost, Message
+from millstream.executors.remote.calls import Asked, Bound, Call, Caller, Done, Failed, Lost, Message
 from millstream.task import current_run
 from millstream.values import Status, StreamChunk
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from millstream.context import Context
 from millstream.engine.clock import Clock, Timer
@@ -44,11 +44,14 @@ from millstream.errors import (
     TaskTimeoutError,
 )
 from millstream.events import shown
-from millstream.executors.base import Caller, Worker, Workers
+from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
 from millstream.report import RunReport
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
+
+if TYPE_CHECKING:
+    from millstream.executors.remote.calls import Caller
 
 RUNNING, SUCCESS, ABANDONED = Status.RUNNING, Status.SUCCESS, Status.ABANDONED
 FAILED, CANCELLED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.SKIPPED
@@ -862,7 +865,7 @@ class FlowRun(Waiting):
             if lane.on_loop:
                 later.extend((cancel_pump, (worker, worker.item)) for worker in lane.crew)
             elif lane.workers.remote:
-                later.extend((cast(Caller, worker).stop, (worker.item,)) for worker in lane.crew)
+                later.extend((cast("Caller", worker).stop, (worker.item,)) for worker in lane.crew)
         self.blocked.cancel(self)
         later.extend((nested.cancel, ()) for nested in list(self.nested))  # they leave it without the lock
         if self.stream_buffer is not None:

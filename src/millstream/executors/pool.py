@@ -5,31 +5,27 @@ seconds, so that other users of the pool get their turn. Never more jobs are han
 run at once. While a task waits, a spare thread of our own stands in for the pool's thread, so a flow
 with waiting tasks ends even on a pool of one. The pool itself is never shut down from here.
 
-In a pool of processes, a job of ours calls back through a socket, and is a worker process for as long.
-May import: base, places, remote, wire, worker, errors.
+A pool of processes is another matter: see ``remote/pool.py``. May import: base, places, remote.pool, errors.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
-import selectors
-import socket
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
-from millstream.executors.base import Executor, Lane, Lost, Workers, here
+from millstream.executors.base import Executor, Lane, Workers, here
 from millstream.executors.places import Places, ThreadWorker
-from millstream.executors.remote import Link, RemotePlaces, RemoteWorker
-from millstream.executors.wire import Closed, To, Wire
+
+if TYPE_CHECKING:
+    from millstream.executors.remote.pool import ProcessPoolPlaces
 
 #: How long a worker keeps a thread of somebody else's pool without a break, in seconds.
 SLICE = 0.05
@@ -59,8 +55,7 @@ class PoolExecutor(Executor):
     def serve(self, *, is_async: bool, loop: Any = None, driven: bool = False) -> Workers | None:
         if self._closed:
             raise FlowClosedError("The pool executor")
-        if isinstance(self._places, ProcessPoolPlaces):
-            self._places.warm_up()
+        self._places.warm_up()
         return None if is_async else self._places
 
     def shutdown(self, wait: bool = True) -> None:
@@ -105,6 +100,9 @@ class PoolPlaces(Places):
         self._jobs = 0  #: jobs that the pool has of us
         self._queued: set[Job] = set()  #: those that have not begun
         self._callers = 0  #: threads of the pool that are no workers, and wait for a run
+
+    def warm_up(self) -> None:
+        """A run is about to begin, in this thread."""
 
     def _bring(self, lane: Lane) -> None:
         pool = self._pool()
@@ -193,119 +191,26 @@ class PoolPlaces(Places):
         job.lane.lost(reason)
 
 
-class ProcessPoolWorker(RemoteWorker):
-    """A thread of ours that has task runs called in a process of the pool, for a while."""
-
-    def __init__(self, places: RemotePlaces) -> None:
-        super().__init__(places)
-        self.queue = (True,)
-
-    def overstays(self) -> bool:
-        return bool(self.places.returning) or time.monotonic() - self.since > SLICE
-
-
-class PoolLink(Link):
-    """A process of the pool, for as long as one job of ours takes."""
-
-    kills = False
-
-    def close(self) -> None:
-        for channel in self.free:
-            try:
-                channel.wire.send((To.LEAVE,))
-            except Closed:
-                pass
-            channel.wire.close()
-
-
-class ProcessPoolPlaces(RemotePlaces):
-    """The places of one pool of processes, for all flows that use it."""
-
-    kills = False
-    borrows = True
-
-    def __init__(self, pool: concurrent.futures.Executor, capacity: int) -> None:
-        super().__init__(capacity, "millstream-pool")
-        self.sleepers = 0  # a thread of ours that is not needed ends
-        self._pool = weakref.ref(pool)
-        self._warm = False
-        self._sockets: tempfile.TemporaryDirectory[str] | None = None
-        self._paths = count(1)
-        start_method = getattr(getattr(pool, "_mp_context", None), "get_start_method", lambda: None)()
-        self.imports_main = start_method != "fork"
-
-    def new_worker(self) -> ThreadWorker:
-        return ProcessPoolWorker(self)
-
-    def warm_up(self) -> None:
-        """Submit something in the caller's thread: a pool that forks does so now, and not in a thread of ours."""
-        pool = self._pool()
-        with self._lock:
-            warm, self._warm = self._warm, True
-        if not warm and pool is not None:
-            try:
-                pool.submit(int)
-            except RuntimeError:  # it is shut down, or broken: runs are told when they ask for workers
-                pass
-
-    def start_link(self) -> Link:
-        from millstream.executors.worker import attend
-
-        pool = self._pool()
-        with self._lock:
-            if self._sockets is None:  # for this user alone
-                self._sockets = tempfile.TemporaryDirectory(prefix="millstream-", ignore_cleanup_errors=True)
-            path = os.path.join(self._sockets.name, str(next(self._paths)))
-        listener = socket.socket(socket.AF_UNIX)
-        ended, ends = socket.socketpair()
-        try:
-            listener.bind(path)
-            listener.listen(1)
-            if pool is None:
-                raise Lost("its pool is gone", final=True)
-            try:
-                job = pool.submit(attend, path)
-            except RuntimeError as error:
-                raise Lost(str(error), final=True) from None
-            job.add_done_callback(lambda _: ends.close())
-            return PoolLink(self._accepted(listener, ended, job))
-        finally:
-            listener.close()
-            ended.close()
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
-
-    def _accepted(self, listener: socket.socket, ended: socket.socket, job: Any) -> Wire:
-        """Wait until the job of ours has begun, and has called; or has ended without that."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            selector.register(ended, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select()]
-        if listener not in ready:
-            problem = "was cancelled" if job.cancelled() else f"broke: {job.exception()!r}"
-            raise Lost(f"its pool {problem}", final=True)
-        wire = Wire(listener.accept()[0])
-        try:
-            wire.receive()
-        except Closed:
-            raise Lost("its pool ended the process that was to call it", final=True) from None
-        return wire
-
-
-_places: weakref.WeakKeyDictionary[concurrent.futures.Executor, Places] = weakref.WeakKeyDictionary()
+_places: weakref.WeakKeyDictionary[concurrent.futures.Executor, PoolPlaces | ProcessPoolPlaces] = (
+    weakref.WeakKeyDictionary()
+)
 _places_lock = threading.Lock()
 
 
-def places_of(pool: concurrent.futures.Executor) -> Places:
+def places_of(pool: concurrent.futures.Executor) -> PoolPlaces | ProcessPoolPlaces:
     """Return the places of a pool: the same ones for all who use it, so that they know of each other."""
     with _places_lock:
         places = _places.get(pool)
         if places is None:
             size = getattr(pool, "_max_workers", None) or os.cpu_count() or 1
-            places = _places[pool] = (ProcessPoolPlaces if is_process_pool(pool) else PoolPlaces)(pool, size)
+            places = _places[pool] = _process_places(pool, size) if is_process_pool(pool) else PoolPlaces(pool, size)
         return places
+
+
+def _process_places(pool: concurrent.futures.Executor, size: int) -> ProcessPoolPlaces:
+    from millstream.executors.remote.pool import ProcessPoolPlaces
+
+    return ProcessPoolPlaces(pool, size)
 
 
 #: Pools that call in other processes, by the module of their class.

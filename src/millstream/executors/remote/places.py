@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from millstream.errors import TransferError
-from millstream.executors.base import Asked, Call, Done, Failed, Lost, Message, Returned
 from millstream.executors.places import JOIN, Places, ThreadWorker
-from millstream.executors.wire import (
+from millstream.executors.remote.calls import Asked, Call, Done, Failed, Lost, Message, Returned
+from millstream.executors.remote.wire import (
     SCALARS,
     Back,
     Closed,

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from millstream.context import MISSING, Context, check_key, crossing
 from millstream.errors import BlockingGetError, FlowError, TaskCancelledError, TransferError
-from millstream.executors.wire import (
+from millstream.executors.remote.wire import (
     SCALARS,
     Back,
     Closed,

@@ -120,7 +120,7 @@ def culprit(value: Any, where: str, depth: int = 6) -> str:
                 encode(part)
             except Exception:
                 return culprit(part, f"{where}{name}", depth - 1)
-    return f"{where} ({type(value).__name__})"
+    return f"{where} ({getattr(value, '__qualname__', type(value).__name__)})"
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -190,9 +190,9 @@ def _error_itself(error: BaseException, task_id: str, group: bool) -> tuple[str,
     try:
         made = encode(type(error)), encode(error.args), _picklable(vars(error))
         _made(*made)
-    except Exception:
-        what = f"the {type(error).__qualname__} that it raised"
-        return "whole", encode(TransferError(task_id, what, _said(error)))
+    except Exception as problem:
+        what = f"the {type(error).__qualname__} that it raised ({_said(error)})"
+        return "whole", encode(TransferError(task_id, what, _said(problem)))
     return "parts", made
 
 

@@ -1,0 +1,159 @@
+"""Worker processes of our own: how they are started, and how they end.
+
+A process is started when there is a task for it and all others are busy, by ``forkserver`` on Linux and
+``spawn`` elsewhere: a plain fork copies locks that other threads hold. One that is lost is replaced when it
+is needed. May import: calls, places, wire, worker, errors.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import multiprocessing.util
+import signal
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from itertools import count
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from millstream.executors.places import JOIN
+from millstream.executors.remote.calls import Lost
+from millstream.executors.remote.places import Link, RemotePlaces
+from millstream.executors.remote.wire import Back, Closed, Wire, decode_error
+from millstream.executors.remote.worker import main
+
+#: How often a process that was killed while it started is started again.
+STARTS = 3
+
+_numbers = count(1)
+
+
+class ProcessLink(Link):
+    """A worker process of ours."""
+
+    def __init__(self, wire: Wire, process: BaseProcess) -> None:
+        super().__init__(wire)
+        self.process = process
+
+    def kill(self) -> None:
+        try:
+            self.process.kill()
+        except ValueError:  # it has ended, and was closed
+            pass
+
+    def join(self, timeout: float) -> bool:
+        self.process.join(timeout)
+        return self.process.exitcode is not None
+
+    def reason(self) -> str:
+        if self.ended:
+            return self.ended
+        if not self.join(JOIN):
+            self.kill()  # it has closed its wire, and can do nothing any more
+        return f"its worker process {said_of(self.process.exitcode)}"
+
+
+def said_of(exitcode: int | None) -> str:
+    """Return how a process has ended."""
+    if exitcode is None:
+        return "has stopped to answer"
+    if exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    return f"was killed by {name}" + (" (is there enough memory?)" if name == "SIGKILL" else "")
+
+
+class ProcessPlaces(RemotePlaces):
+    """The places of one process executor, and its processes."""
+
+    def __init__(
+        self,
+        capacity: int,
+        mp_context: BaseContext | None,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_calls: int | None,
+    ) -> None:
+        super().__init__(capacity, "millstream-process", max_calls)
+        if mp_context is None:
+            mp_context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        self._context = mp_context
+        self.imports_main = mp_context.get_start_method() != "fork"
+        self._initializer = initializer, initargs
+        self._starts = threading.Lock()  # one at a time: a fork must not copy sockets that others are about to close
+        close_before_multiprocessing(self)
+
+    def start_link(self) -> Link:
+        killed = 0
+        while True:
+            process, wire = self._start()
+            try:
+                kind, *told = wire.receive()
+            except Closed:
+                wire.close()
+                process.join(JOIN)
+                killed += 1
+                if killed < STARTS and (process.exitcode or 0) < 0 and not self.closed:
+                    continue
+                raise Lost(_never_ready(process), final=True) from None
+            if kind == Back.READY:
+                return ProcessLink(wire, process)
+            wire.close()
+            process.join(JOIN)
+            error = decode_error(told[0], "initializer")
+            raise Lost(f"its initializer raised {error!r}", final=True, cause=error)
+
+    def _start(self) -> tuple[BaseProcess, Wire]:
+        levels = {name: logging.getLogger(name).level for name in ("", "millstream")}
+        with self._starts:
+            ours, theirs = socket.socketpair()
+            try:
+                process: BaseProcess = self._context.Process(  # type: ignore[attr-defined]  # every context has it
+                    target=main,
+                    args=(theirs, *self._initializer, levels),
+                    name=f"{self.name}-{next(_numbers)}",
+                    daemon=False,  # tasks may have processes of their own
+                )
+                process.start()
+            except Exception as error:  # no more processes, or the interpreter is shutting down
+                ours.close()
+                raise Lost(f"no worker process could be started: {error}", final=True, cause=error) from error
+            finally:
+                theirs.close()
+        return process, Wire(ours)
+
+
+def _never_ready(process: BaseProcess) -> str:
+    return (
+        f"a worker process {said_of(process.exitcode)} before it was ready; what it printed says more, and what a "
+        "program does must stand below 'if __name__ == \"__main__\":', since workers import it, too"
+    )
+
+
+_open: weakref.WeakSet[ProcessPlaces] = weakref.WeakSet()
+_registered: list[bool] = []
+
+
+def close_before_multiprocessing(places: ProcessPlaces) -> None:
+    """See to it that processes end at exit before ``multiprocessing`` waits for them.
+
+    It does so in a function that it registers with ``atexit`` when it is imported; the newest ones go first.
+    """
+    _open.add(places)
+    if not _registered:
+        _registered.append(True)
+        atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for places in list(_open):
+        places.shutdown(False)
