@@ -755,7 +755,7 @@ class Flow:
         key = (task.name, shape.is_async)
         known = None if task is fn else self._called.get(key)
         if known is None:
-            executor = self._executors.get(task.executor)
+            executor = self._executors.of(task)
             is_async = shape.is_async and not is_elsewhere(task, executor, shape.is_async)
             known = terms_of_calls(task, executor, call_invoke, is_async=is_async)
             if task is not fn:

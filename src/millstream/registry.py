@@ -447,7 +447,7 @@ class Registry:
                 terms[number] = known[1]
             else:
                 task = tasks[name]
-                executor = executors.get(task.executor)
+                executor = executors.of(task)
                 binding = self.binding(name)
                 new = terms[number] = terms_of(task, binding, executor, needs[name], routes.get(name))
                 if plain and binding.is_plain(needs[name]):

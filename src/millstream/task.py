@@ -180,6 +180,7 @@ class TaskOptions(TypedDict, total=False):
     backoff_max: float | None
     retry_on: RetryOn | None
     max_parallel: int | None
+    resources: Mapping[str, float] | None
     uses: Iterable[str]
     priority: int
 
@@ -211,6 +212,9 @@ class Options:
     max_parallel: int | None = None
     #: Names of limits of the flow that each attempt holds.
     uses: tuple[str, ...] = ()
+    #: What each of its calls needs of the machines that it may run on, for executors of clusters: of Ray
+    #: ``num_cpus``, ``num_gpus``, ``memory`` (bytes) and resources of yours; of Dask resources of its workers.
+    resources: Mapping[str, float] | None = None
     #: A higher one starts earlier.
     priority: int = 0
 
@@ -221,7 +225,7 @@ class Options:
 
     KEPT: ClassVar[tuple[str, ...]] = (
         "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "retry",
-        "max_parallel", "uses", "priority",
+        "max_parallel", "uses", "resources", "priority",
     )  # fmt: skip
     #: Options that are short for a ``Retry``.
     SHORT: ClassVar[tuple[str, ...]] = (
@@ -496,6 +500,23 @@ def limit_names(names: Any, what: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def check_resources(resources: Any, what: str) -> dict[str, float]:
+    """Return checked amounts of resources by name.
+
+    Raises:
+        TypeError: it is no mapping of names to numbers.
+        ValueError: an amount is not more than 0.
+    """
+    if not isinstance(resources, Mapping):
+        raise TypeError(f"The {what} are a mapping of names to amounts, not {resources!r}.")
+    for name, amount in resources.items():
+        if not isinstance(name, str) or isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise TypeError(f"The {what} are a mapping of names to amounts, and have {name!r}: {amount!r}.")
+        if not amount > 0:
+            raise ValueError(f"The {what} are amounts above 0, and have {name!r}: {amount!r}.")
+    return dict(resources)
+
+
 def check_priority(priority: Any, what: str) -> int:
     """Refuse a priority that is no whole number.
 
@@ -531,6 +552,7 @@ CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "for_each": _check_for_each,
     "max_parallel": check_count,
     "uses": limit_names,
+    "resources": check_resources,
     "priority": check_priority,
 }
 

@@ -23,8 +23,6 @@ from millstream.values import Status, StreamChunk
 if TYPE_CHECKING:
     from millstream.engine.lane import Item, Lane
 
-#: How long the calls of a batch are expected to take together, in seconds; long against the cost of a message.
-BATCH_TIME = 0.004
 #: How many calls there are in a batch at most.
 BATCH_MOST = 256
 #: How many processes may end while they get one and the same call, before that one is blamed.
@@ -79,16 +77,16 @@ class Batch:
             lane._go(worker)
             return False
         most = min(worker.room, BATCH_MOST, (len(ready) - 1) // lane.capacity + 1)
-        seconds = 0.0
+        time, seconds = worker.batch_time, 0.0
         while (item := _take(ready)) is not None:
             entry = self._bind(item)
             if entry is not None:
                 self.entries.append(entry)
                 pace = item.task.pace
-                seconds += BATCH_TIME if pace is None else pace
+                seconds += time if pace is None else pace
                 if item.task.terms.timeout is not None:
                     break  # its process may be killed: nothing shall be behind it
-            if seconds >= BATCH_TIME or len(self.entries) >= most:
+            if seconds >= time or len(self.entries) >= most:
                 break
         return True
 
@@ -225,12 +223,16 @@ class Batch:
             run.dispatch(None)
 
     def _lose(self, lost: Lost) -> None:
-        """Whoever had the calls has ended. The oldest is lost; the others have not begun."""
+        """Whoever had the calls has ended. The oldest is lost; the others have not begun, unless nobody knows."""
         run, lane = self.run, self.lane
-        item = self.entries.popleft().item
         if lost.final:
             run.monitor.post(run.lost, lane, lost.reason, lost.cause)
-        run.report_failure(item, WorkerLostError(item.id, lost.reason))
+        while self.entries:
+            item = self.entries.popleft().item
+            self._begin(item)
+            run.report_failure(item, WorkerLostError(item.id, lost.reason))
+            if not lost.unsure:
+                break
         self._put_back([entry.item for entry in reversed(self.entries)])
         lane._go(self.worker)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context as Variables
 from typing import Any, Protocol, Self
@@ -129,6 +129,17 @@ class Executor(ABC):
         Returns:
             None when this executor has no way to call ``async`` tasks: the flow's event loop does.
         """
+
+    def requiring(self, resources: Mapping[str, float]) -> Executor:
+        """Return this executor for calls that need so much of the machines they may run on.
+
+        Raises:
+            TypeError: it knows no such thing.
+        """
+        raise TypeError(
+            f"{self!r} cannot give a task resources={dict(resources)}: that is for executors of clusters. Use "
+            "max_parallel or uses to limit how many run at once."
+        )
 
     @abstractmethod
     def shutdown(self, wait: bool = True) -> None:

@@ -17,7 +17,7 @@ from millstream.executors.inline import InlineExecutor
 from millstream.executors.pool import PoolExecutor
 from millstream.executors.process import ProcessExecutor
 from millstream.executors.thread import ThreadExecutor
-from millstream.task import check_count
+from millstream.task import Task, check_count
 
 AnyExecutor = str | Executor | concurrent.futures.Executor | None
 
@@ -82,6 +82,15 @@ class Executors:
                 made = self.MAKERS[spec](self._max_workers) if isinstance(spec, str) else PoolExecutor(spec)
                 self._made[key] = made
             return made
+
+    def of(self, task: Task[..., Any]) -> Executor:
+        """Return the executor that calls a task.
+
+        Raises:
+            TypeError: it cannot give the task the resources that this needs.
+        """
+        executor = self.get(task.executor)
+        return executor if task.resources is None else executor.requiring(task.resources)
 
     def close(self) -> None:
         """Shut down what was created here."""

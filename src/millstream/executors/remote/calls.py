@@ -71,12 +71,15 @@ class Lost(Exception):  # noqa: N818 - the engine makes an error of it
     Args:
         reason: what happened, as the end of a sentence.
         final: it is no use to try again.
+        unsure: any of the calls may have begun, not only the oldest.
         cause: what was raised over there.
     """
 
-    def __init__(self, reason: str, *, final: bool = False, cause: BaseException | None = None) -> None:
+    def __init__(
+        self, reason: str, *, final: bool = False, unsure: bool = False, cause: BaseException | None = None
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.final, self.cause = reason, final, cause
+        self.reason, self.final, self.unsure, self.cause = reason, final, unsure, cause
 
 
 class Caller(Worker, Protocol):
@@ -88,6 +91,8 @@ class Caller(Worker, Protocol):
 
     #: How many calls it can be given when it is open.
     room: int
+    #: How long the calls of a batch shall take together, in seconds; long against the cost of a message.
+    batch_time: float
 
     def open(self) -> None:
         """Get ready for calls. Raises ``Lost``."""
@@ -103,7 +108,7 @@ class Caller(Worker, Protocol):
         """Send encoded calls. Raises ``Lost``; then none of them has begun."""
 
     def receive(self) -> Sequence[Message]:
-        """Wait for messages. Raises ``Lost``; then the oldest call has begun, and none behind it."""
+        """Wait for messages. Raises ``Lost``; then the oldest call may have begun, and none behind it."""
 
     def answer(self, value: Any) -> None:
         """Give the oldest call what it asked for. Raises what ``encode`` raises, or ``Lost``."""

@@ -11,7 +11,7 @@ import logging
 import threading
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from millstream.errors import TransferError
 from millstream.executors.places import JOIN, Places, ThreadWorker
@@ -35,13 +35,32 @@ from millstream.executors.remote.wire import (
 NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
+class Line(Protocol):
+    """What messages go through: a ``Wire``, or something like it."""
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Send a message. Raises ``Closed``."""
+
+    def receive(self) -> Any:
+        """Wait for a message, and return it. Raises ``Closed``."""
+
+    @property
+    def buffered(self) -> bool:
+        """Whether a further message is there already."""
+
+    def close(self) -> None:
+        """Nobody uses it any more."""
+
+
 class Link:
     """A worker process, as this one sees it. Its fields are guarded by the lock of its places."""
 
     #: Whether it can be ended while it works.
     kills = True
+    #: Whether it tells the outcome of each call before it begins the next one.
+    tells_at_once = True
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Line) -> None:
         self.first = Channel(self, wire)  #: the one that it has for as long as it lives
         self.free = [self.first]  #: channels that nobody uses
         self.busy = 0  #: channels that somebody uses
@@ -69,7 +88,7 @@ class Link:
 class Channel:
     """A thread of a worker process."""
 
-    def __init__(self, link: Link, wire: Wire) -> None:
+    def __init__(self, link: Link, wire: Line) -> None:
         self.link = link
         self.wire = wire
         self.number = 0  #: of the batch that it has
@@ -80,6 +99,7 @@ class RemoteWorker(ThreadWorker):
     """A thread that has task runs called in a worker process."""
 
     places: RemotePlaces
+    batch_time = 0.004
 
     def __init__(self, places: RemotePlaces) -> None:
         super().__init__(places)
@@ -228,7 +248,7 @@ class RemoteWorker(ThreadWorker):
 
     def _lost(self) -> Lost:
         channel, self._channel = self.channel, None
-        return Lost(self.places.drop(channel))
+        return Lost(self.places.drop(channel), unsure=not channel.link.tells_at_once)
 
 
 class RemotePlaces(Places):
@@ -378,6 +398,7 @@ class RemotePlaces(Places):
             link.waiting += 1 if lent else -1
             enough = not lent or bool(link.free)
         if not enough:
+            assert isinstance(channel.wire, Wire), "other lines have their own way"
             wire = self.further_wire(channel.wire)
             with self._lock:
                 link.free.append(Channel(link, wire))

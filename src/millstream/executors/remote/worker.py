@@ -75,6 +75,9 @@ class Home(ABC):
     def look(self, batch: Batch) -> None:
         """See whether ``batch`` was told to stop; never waits for long."""
 
+    def flush(self) -> None:  # noqa: B027 - most have nothing to send
+        """Send what was only kept to be sent together with more."""
+
 
 class WireHome(Home):
     """A home at the end of a socket."""
@@ -231,6 +234,7 @@ class Guard:
                 if batch.begun == seen:
                     try:
                         batch.give_back()
+                        batch.home.flush()
                     except Closed:  # the thread that calls finds out as well
                         pass
                     self.forget(batch)
