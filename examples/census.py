@@ -1,19 +1,20 @@
 """A census of the Python standard library: its files, functions and imports, counted side by side.
 
 ``walk`` looks for source files and asks for one ``survey`` of each as it finds them; the ``table`` is
-a join, so it starts when the last file is counted. The program reads the stream of the run, and so
-can report notable findings long before the end.
+a join, so it starts when the last file is counted. Parsing keeps a core busy, so surveys are made in worker
+processes, beside the threads of the other two. The program reads the stream of the run, and so can report
+notable findings long before the end.
 
     python examples/census.py
     python examples/census.py --root src --limit 20
-    python examples/census.py --processes 4
+    python examples/census.py --processes 8
+    python examples/census.py --processes 0     # all in threads, to compare
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import multiprocessing
 import sys
 import sysconfig
 import threading
@@ -21,14 +22,13 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
-from millstream import Context, Flow, NextTask, TaskOutput
+from millstream import Context, Flow, NextTask, ProcessExecutor, TaskOutput
 
 #: Folders that hold no sources of the library itself.
 LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
@@ -140,11 +140,22 @@ def table(upstream: list[Survey]) -> Table:
 # ---- the flow -----------------------------------------------------------------------------------
 
 
-def census(root: str, limit: int | None = None, *, processes: int = 0, say: bool = True) -> Table:
-    """Run the census and return its table; ``say`` prints what is found on the way."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=spawn) if processes else nullcontext()
-    with pool as processors, Flow(name="census") as flow:
+def be_quiet() -> None:
+    """What the parser says about the style of others is not our matter."""
+    warnings.simplefilter("ignore")
+
+
+def census(root: str, limit: int | None = None, *, processes: int | None = 0, say: bool = True) -> Table:
+    """Run the census and return its table.
+
+    Args:
+        root: the folder to count.
+        limit: stop after this many files.
+        processes: number of worker processes; None for one a core, 0 for threads alone.
+        say: print what is found on the way.
+    """
+    workers = nullcontext() if processes == 0 else ProcessExecutor(processes, initializer=be_quiet)
+    with workers as processors, Flow(name="census") as flow:
         flow.add_task("walk", walk)
         flow.add_task("survey", survey, executor=processors)
         flow.add_task("table", table)
@@ -211,13 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Count the files, functions and imports of a tree of Python sources.")
     parser.add_argument("--root", default=sysconfig.get_path("stdlib"), help="folder to count (the standard library)")
     parser.add_argument("--limit", type=int, help="stop after this many files")
-    parser.add_argument("--processes", type=int, default=0, help="parse in this many processes, not in threads")
+    parser.add_argument("--processes", type=int, help="worker processes (one a core); 0 parses in threads")
     asked = parser.parse_args(arguments)
     if not Path(asked.root).is_dir():
         parser.error(f"there is no folder {asked.root}")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack the rules and bars
-    warnings.simplefilter("ignore")  # what the parser says about the style of others
+    be_quiet()
     began = time.monotonic()
     found = census(asked.root, asked.limit, processes=asked.processes)
     print("\n".join(lines_of(found, asked.root)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import MISSING, Context, crossing
@@ -247,7 +248,7 @@ class Batch:
                     worker.ask_back()
                     for message in worker.receive():
                         self._handle(message)
-                worker.lend()
+                worker.lend(partial(self.run.monitor.post, self.run.blocked.give_up, item))
             answer = OFFERED[asked.what](self, item, *asked.args)
             if asked.waits:
                 worker.answer(answer)

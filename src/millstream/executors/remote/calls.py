@@ -119,8 +119,11 @@ class Caller(Worker, Protocol):
     def ask_back(self) -> None:
         """The oldest call, which has asked, is going to wait: let what is behind it be returned."""
 
-    def lend(self) -> None:
-        """The oldest call waits: let others use what it is in."""
+    def lend(self, when_lost: Callable[[], object]) -> None:
+        """The oldest call waits: let others use what it is in.
+
+        ``when_lost`` is called if that ends; it may be called later as well, and from any thread.
+        """
 
     def stop(self, item: object) -> None:
         """Tell task run ``item``, if it is still that one, to stop, and let what is behind it be returned."""

@@ -179,6 +179,7 @@ class Cluster(ABC):
         self._lock = threading.Lock()
         # Guarded by _lock: everything below.
         self._jobs: dict[int, SimpleQueue[Any]] = {}  # inboxes by the numbers of jobs
+        self._watched: dict[int, Callable[[], object]] = {}  # who wants to know that a job has ended
         self._fetcher: threading.Thread | None = None
         self.closed = False
 
@@ -232,8 +233,11 @@ class Cluster(ABC):
         """A job has ended: with what it did not send before, or with a problem. From any thread."""
         with self._lock:
             inbox = self._jobs.pop(number, None)
+            when_ended = self._watched.pop(number, None)
         if inbox is not None:
             inbox.put((frame, problem))
+        if when_ended is not None:
+            when_ended()
 
     def _fetch(self) -> None:
         """The life of the thread that fetches the mail."""
@@ -249,11 +253,19 @@ class Cluster(ABC):
                 if inbox is not None:
                     inbox.put((frame, None))
 
+    def watch(self, number: int, when_ended: Callable[[], object]) -> None:
+        """Call this when a job has ended."""
+        with self._lock:
+            if number in self._jobs:
+                self._watched[number] = when_ended
+                return
+        when_ended()
+
     def _lose(self, problem: str) -> None:
         with self._lock:
-            jobs, self._jobs, self._fetcher = self._jobs, {}, None
-        for inbox in jobs.values():
-            inbox.put((None, problem))
+            self._fetcher = None
+        for number in list(self._jobs):
+            self.ended(number, None, problem)
 
     def close(self) -> None:
         """Disconnect; what still runs is lost."""
@@ -325,6 +337,9 @@ class JobWire:
         if self._job is not None:
             self._cluster.cancel(self._job)
 
+    def watch(self, when_ended: Callable[[], object]) -> None:
+        self._cluster.watch(self._number, when_ended)
+
     def close(self) -> None:
         self._job = None
 
@@ -343,6 +358,9 @@ class ClusterLink(Link):
 
     def reason(self) -> str:
         return self.ended or self._wire.problem
+
+    def watch(self, when_ended: Callable[[], object]) -> None:
+        self._wire.watch(when_ended)
 
 
 class ClusterWorker(RemoteWorker):

@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from itertools import count
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -25,11 +26,12 @@ from typing import Any
 from millstream.executors.places import JOIN
 from millstream.executors.remote.calls import Lost
 from millstream.executors.remote.places import Link, RemotePlaces
-from millstream.executors.remote.wire import Back, Closed, Wire, decode_error
+from millstream.executors.remote.wire import Back, Closed, Wire, decode_error, read_from_input
 from millstream.executors.remote.worker import main
 
-#: How often a process that was killed while it started is started again.
-STARTS = 3
+#: How often a process that was killed while it started is started again: by somebody else, or by a fault of its own.
+STARTS = {signal.SIGKILL: 50, signal.SIGTERM: 50}
+FAULTS = 3
 
 _numbers = count(1)
 
@@ -37,9 +39,10 @@ _numbers = count(1)
 class ProcessLink(Link):
     """A worker process of ours."""
 
-    def __init__(self, wire: Wire, process: BaseProcess) -> None:
+    def __init__(self, wire: Wire, process: BaseProcess, watcher: Watcher) -> None:
         super().__init__(wire)
         self.process = process
+        self._watcher = watcher
 
     def kill(self) -> None:
         try:
@@ -50,6 +53,9 @@ class ProcessLink(Link):
     def join(self, timeout: float) -> bool:
         self.process.join(timeout)
         return self.process.exitcode is not None
+
+    def watch(self, when_ended: Callable[[], object]) -> None:
+        self._watcher.watch(self.process, when_ended)
 
     def reason(self) -> str:
         if self.ended:
@@ -72,6 +78,52 @@ def said_of(exitcode: int | None) -> str:
     return f"was killed by {name}" + (" (is there enough memory?)" if name == "SIGKILL" else "")
 
 
+class Watcher:
+    """Sees processes end whose tasks wait, so that nobody receives from them.
+
+    Its thread is there while there is something to watch.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Guarded by _lock: everything below.
+        self._watched: dict[BaseProcess, list[Callable[[], object]]] = {}
+        self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes the thread, which is there if this is
+
+    def watch(self, process: BaseProcess, when_ended: Callable[[], object]) -> None:
+        with self._lock:
+            self._watched.setdefault(process, []).append(when_ended)
+            if self._bell is None:
+                self._bell = socket.socketpair()
+                threading.Thread(target=self._serve, args=self._bell, name="millstream-watch", daemon=True).start()
+            else:
+                self._bell[1].send(b"!")
+
+    def forget(self, process: BaseProcess) -> None:
+        """Nobody waits for this process any more."""
+        with self._lock:
+            if self._watched.pop(process, None) is not None and self._bell is not None:
+                self._bell[1].send(b"!")
+
+    def _serve(self, bell: socket.socket, rings: socket.socket) -> None:
+        while True:
+            with self._lock:
+                processes = {process.sentinel: process for process in self._watched}
+                if not processes:
+                    self._bell = None
+                    break
+            for ready in wait([bell, *processes]):
+                if ready is bell:
+                    bell.recv(4096)
+                    continue
+                with self._lock:
+                    callbacks = self._watched.pop(processes[ready], ())  # type: ignore[index]
+                for callback in callbacks:
+                    callback()
+        bell.close()
+        rings.close()
+
+
 class ProcessPlaces(RemotePlaces):
     """The places of one process executor, and its processes."""
 
@@ -90,6 +142,7 @@ class ProcessPlaces(RemotePlaces):
         self.imports_main = mp_context.get_start_method() != "fork"
         self._initializer = initializer, initargs
         self._starts = threading.Lock()  # one at a time: a fork must not copy sockets that others are about to close
+        self._watcher = Watcher()
         close_before_multiprocessing(self)
 
     def start_link(self) -> Link:
@@ -102,17 +155,21 @@ class ProcessPlaces(RemotePlaces):
                 wire.close()
                 process.join(JOIN)
                 killed += 1
-                if killed < STARTS and (process.exitcode or 0) < 0 and not self.closed:
+                code = process.exitcode or 0
+                if code < 0 and killed < STARTS.get(-code, FAULTS) and not self.closed:  # type: ignore[call-overload]
                     continue
                 raise Lost(_never_ready(process), final=True) from None
             if kind == Back.READY:
-                return ProcessLink(wire, process)
+                return ProcessLink(wire, process, self._watcher)
             wire.close()
             process.join(JOIN)
             error = decode_error(told[0], "initializer")
             raise Lost(f"its initializer raised {error!r}", final=True, cause=error)
 
     def _start(self) -> tuple[BaseProcess, Wire]:
+        if self.imports_main and read_from_input():
+            problem = "worker processes cannot import a program that is read from standard input: put it in a file"
+            raise Lost(problem, final=True)
         levels = {name: logging.getLogger(name).level for name in ("", "millstream")}
         with self._starts:
             ours, theirs = socket.socketpair()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from millstream.errors import TransferError
@@ -23,6 +23,7 @@ from millstream.executors.remote.wire import (
     To,
     Wire,
     by_name,
+    called,
     culprit,
     decode,
     decode_error,
@@ -84,6 +85,10 @@ class Link:
         """Return why it has ended, as the end of a sentence."""
         return "its worker process has ended"
 
+    def watch(self, when_ended: Callable[[], object]) -> None:
+        """Call this when it has ended: nobody may be there who receives."""
+        raise NotImplementedError("every kind of link has its own way")
+
 
 class Channel:
     """A thread of a worker process."""
@@ -105,6 +110,7 @@ class RemoteWorker(ThreadWorker):
         super().__init__(places)
         self._channel: Channel | None = None
         self._ids: list[str] = []  # of the calls that it was given, the oldest first
+        self._asked = ""  # what the oldest asks for
 
     @property
     def channel(self) -> Channel:
@@ -188,12 +194,13 @@ class RemoteWorker(ThreadWorker):
             if told[0]:
                 del self._ids[-told[0] :]
             return Returned(told[0])
-        what, encoded = told
+        what, key, encoded = told
         waits = kind == Back.ASKED
+        self._asked = called(what, key)
         try:
             args = decode(encoded)
         except Exception as error:
-            problem = TransferError(self._ids[0], "what it asks for or sends", f"{type(error).__name__}: {error}")
+            problem = TransferError(self._ids[0], self._asked, f"{type(error).__name__}: {error}")
             return Asked("refuse", (problem,), waits)
         if what == "log":
             handle_record(*args)
@@ -201,7 +208,12 @@ class RemoteWorker(ThreadWorker):
         return Asked(what, args, waits)
 
     def answer(self, value: Any) -> None:
-        self._reply(To.ANSWER, encode(value, self.places.dumps))
+        try:
+            encoded = encode(value, self.places.dumps)
+        except Exception as error:
+            part = value[1] if type(value) is tuple else value  # else whether there is one, and which
+            raise TransferError(self._ids[0], culprit(part, self._asked), str(error)) from error
+        self._reply(To.ANSWER, encoded)
 
     def refuse(self, error: BaseException) -> None:
         self._reply(To.REFUSAL, encode_error(error, self._ids[0]))
@@ -221,9 +233,10 @@ class RemoteWorker(ThreadWorker):
         except Closed:
             raise self._lost() from None
 
-    def lend(self) -> None:
+    def lend(self, when_lost: Callable[[], object]) -> None:
         try:
             self.places.lent(self.channel, True)
+            self.channel.link.watch(when_lost)
         except Closed:
             raise self._lost() from None
 

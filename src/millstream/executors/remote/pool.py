@@ -8,13 +8,14 @@ places, wire, worker.
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import os
 import selectors
 import socket
 import tempfile
 import time
 import weakref
-from itertools import count
+from collections.abc import Callable
 from typing import Any
 
 from millstream.executors.places import ThreadWorker
@@ -43,6 +44,13 @@ class PoolLink(Link):
 
     kills = False
 
+    def __init__(self, wire: Wire, job: concurrent.futures.Future[None]) -> None:
+        super().__init__(wire)
+        self._job = job
+
+    def watch(self, when_ended: Callable[[], object]) -> None:
+        self._job.add_done_callback(lambda _: when_ended())
+
     def close(self) -> None:
         for channel in self.free:
             try:
@@ -63,8 +71,6 @@ class ProcessPoolPlaces(RemotePlaces):
         self.sleepers = 0  # a thread of ours that is not needed ends
         self._pool = weakref.ref(pool)
         self._warm = False
-        self._sockets: tempfile.TemporaryDirectory[str] | None = None
-        self._paths = count(1)
         start_method = getattr(getattr(pool, "_mp_context", None), "get_start_method", lambda: None)()
         self.imports_main = start_method != "fork"
 
@@ -84,30 +90,25 @@ class ProcessPoolPlaces(RemotePlaces):
 
     def start_link(self) -> Link:
         pool = self._pool()
-        with self._lock:
-            if self._sockets is None:  # for this user alone
-                self._sockets = tempfile.TemporaryDirectory(prefix="millstream-", ignore_cleanup_errors=True)
-            path = os.path.join(self._sockets.name, str(next(self._paths)))
-        listener = socket.socket(socket.AF_UNIX)
-        ended, ends = socket.socketpair()
-        try:
-            listener.bind(path)
-            listener.listen(1)
-            if pool is None:
-                raise Lost("its pool is gone", final=True)
+        if pool is None:
+            raise Lost("its pool is gone", final=True)
+        with tempfile.TemporaryDirectory(prefix="millstream-") as folder:  # for this user alone
+            path = os.path.join(folder, "s")
+            listener = socket.socket(socket.AF_UNIX)
+            ended, ends = socket.socketpair()
             try:
-                job = pool.submit(attend, path)
-            except RuntimeError as error:
-                raise Lost(str(error), final=True) from None
-            job.add_done_callback(lambda _: ends.close())
-            return PoolLink(self._accepted(listener, ended, job))
-        finally:
-            listener.close()
-            ended.close()
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
+                listener.bind(path)
+                listener.listen(1)
+                try:
+                    job = pool.submit(attend, path, logging.getLogger("millstream").level)
+                except RuntimeError as error:  # it is shut down, or broken
+                    ends.close()
+                    raise Lost(str(error), final=True) from None
+                job.add_done_callback(lambda _: ends.close())
+                return PoolLink(self._accepted(listener, ended, job), job)
+            finally:
+                listener.close()
+                ended.close()
 
     def _accepted(self, listener: socket.socket, ended: socket.socket, job: Any) -> Wire:
         """Wait until the job of ours has begun, and has called; or has ended without that."""

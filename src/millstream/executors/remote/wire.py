@@ -112,6 +112,34 @@ def _cloudpickle() -> Any:
     return cloudpickle
 
 
+def travels(value: Any) -> bool:
+    """Whether a value can be encoded."""
+    try:
+        encode(value)
+    except Exception:
+        return False
+    return True
+
+
+#: What a task asks for or sends, for an error.
+CALLED = {
+    "request": "a request",
+    "emit": "what it emits as",
+    "yield": "what it yields",
+    "append": "what is appended to",
+    "to_dict": "the context",
+    "deps": "deps",
+    "metadata": "metadata",
+    "log": "a log record",
+}
+
+
+def called(what: str, key: str | None) -> str:
+    """Return what is to be said of something that a task asks for or sends."""
+    said = CALLED.get(what, "the value of")
+    return said if key is None else f"{said} {key!r}"
+
+
 def culprit(value: Any, where: str, depth: int = 6) -> str:
     """Return which part of a value cannot be pickled, as ``rows[3].lock (lock)``."""
     if depth:
@@ -137,6 +165,10 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         own = getattr(value, "__self__", None)
         if own is not None and not isinstance(own, type | types.ModuleType):
             yield ".__self__", own
+        for kind in type(value).__mro__:
+            for name in getattr(kind, "__slots__", ()):
+                if hasattr(value, name):
+                    yield f".{name}", getattr(value, name)
         for name, part in getattr(value, "__dict__", {}).items():
             if not callable(value) or isinstance(value, types.MethodType):
                 yield f".{name}", part
@@ -461,3 +493,8 @@ def main_is_lost(fn: Any) -> bool:
         return False
     main = sys.modules["__main__"]
     return getattr(main, "__spec__", None) is None and not hasattr(main, "__file__")
+
+
+def read_from_input() -> bool:
+    """Whether the program came from standard input, so that its main module is in no file."""
+    return getattr(sys.modules["__main__"], "__file__", None) == "<stdin>"

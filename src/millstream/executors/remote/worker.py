@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from millstream.context import MISSING, Context, check_key, crossing
 from millstream.errors import BlockingGetError, FlowError, TaskCancelledError, TransferError
@@ -35,12 +35,15 @@ from millstream.executors.remote.wire import (
     Closed,
     To,
     Wire,
+    called,
     culprit,
     decode,
     decode_error,
     encode,
     encode_error,
+    travels,
 )
+from millstream.monitor import Monitor
 from millstream.task import check_wait, current_run
 from millstream.values import NextTask, StreamChunk, TaskOutput
 
@@ -245,8 +248,31 @@ class Guard:
 guard = Guard()
 
 
+class Elsewhere:
+    """The run of a task that is called here, as far as flows which that task runs want to know."""
+
+    blocked = None
+    stopping = False
+
+    def __init__(self) -> None:
+        self.monitor = Monitor()
+        self.plan = self  # whose owner nobody here is
+
+    def owner(self) -> None:
+        """Nobody."""
+
+    def wait_in(self, item: object) -> None:
+        """A thread of the task waits: the parent need not know."""
+
+    go_on_in = wait_in
+
+
 class RemoteRun:
     """One attempt of a task run, in a worker process: what ``current_task()`` reads here."""
+
+    #: For the engine of a flow that the task runs here, in this process: it is the task of some other run.
+    run: ClassVar[Elsewhere] = Elsewhere()
+    handle = None
 
     def __init__(self, facts: tuple[Any, ...], batch: Batch) -> None:
         remaining: float | None
@@ -289,7 +315,7 @@ class RemoteRun:
         """Have something done by the parent, and return what it gives; raises what it raises."""
         if self.over:
             raise TaskCancelledError(self.id)
-        kind, answer = self._batch.home.ask((Back.ASKED, what, self._encoded(what, args)), self._batch)
+        kind, answer = self._batch.home.ask((Back.ASKED, what, *self._encoded(what, args)), self._batch)
         if kind == To.REFUSAL:
             raise decode_error(answer, self.id)
         return decode(answer)
@@ -297,16 +323,16 @@ class RemoteRun:
     def send(self, what: str, *args: Any) -> None:
         """Have something done by the parent, without waiting for it."""
         if not self.over:
-            self._batch.home.tell((Back.SENT, what, self._encoded(what, args)))
+            self._batch.home.tell((Back.SENT, what, *self._encoded(what, args)))
 
-    def _encoded(self, what: str, args: tuple[Any, ...]) -> Any:
+    def _encoded(self, what: str, args: tuple[Any, ...]) -> tuple[str | None, Any]:
+        """Return the key that it is about, if any, and the arguments as they travel."""
+        key = args[0] if args and isinstance(args[0], str) else None
         try:
-            return encode(args)
+            return key, encode(args)
         except Exception as error:
-            part = next((arg for arg in args if not _travels(arg)), args)
-            named = f" {args[0]!r}" if args and isinstance(args[0], str) else ""
-            whose = WHAT.get(what, what) + named
-            raise TransferError(self.id, culprit(part, whose), str(error)) from error
+            part = next((arg for arg in args if not travels(arg)), args)
+            raise TransferError(self.id, culprit(part, called(what, key)), str(error)) from error
 
     # The call.
 
@@ -403,25 +429,6 @@ class RemoteRun:
             if close is not None:
                 close()
         return TaskOutput(result.output, None if any_yet else [])
-
-
-#: What is being sent, for an error.
-WHAT = {
-    "set": "the value for",
-    "swap": "the value for",
-    "append": "what is appended to",
-    "request": "a request",
-    "emit": "what it emits as",
-    "yield": "what it yields",
-}
-
-
-def _travels(value: Any) -> bool:
-    try:
-        encode(value)
-    except Exception:
-        return False
-    return True
 
 
 @functools.lru_cache(maxsize=1024)
@@ -558,14 +565,28 @@ def portable(record: logging.LogRecord) -> dict[str, Any]:
     facts = dict(record.__dict__, msg=record.getMessage(), args=None)
     if record.exc_info:
         facts |= {"exc_info": None, "exc_text": record.exc_text or logging.Formatter().formatException(record.exc_info)}
-    return {name: fact if _travels(fact) else repr(fact) for name, fact in facts.items()}
+    return {name: fact if travels(fact) else repr(fact) for name, fact in facts.items()}
 
 
 # ---- the process --------------------------------------------------------------------------------
 
 
-def attend(path: str) -> None:
-    """Do calls in a process that is not ours, until there are none any more; ``path`` is a socket of the parent's."""
+def send_log(level: int) -> None:
+    """Send log records of tasks, below the logger ``millstream``, from a process that is not ours to the parent."""
+    logger = logging.getLogger("millstream")
+    logger.setLevel(level)
+    if not any(isinstance(handler, LogHome) for handler in logger.handlers):
+        logger.addHandler(LogHome())
+
+
+def attend(path: str, level: int) -> None:
+    """Do calls in a process that is not ours, until there are none any more.
+
+    Args:
+        path: of a socket of the parent's.
+        level: that of the parent's logger.
+    """
+    send_log(level)
     sock = socket.socket(socket.AF_UNIX)
     wire = Wire(sock, ahead=False)
     try:
