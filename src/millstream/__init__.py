@@ -43,10 +43,12 @@ from millstream.events import (
 )
 from millstream.executors import (
     AsyncioExecutor,
+    DaskExecutor,
     Executor,
     InlineExecutor,
     PoolExecutor,
     ProcessExecutor,
+    RayExecutor,
     ThreadExecutor,
 )
 from millstream.flow import Flow
@@ -64,6 +66,7 @@ __all__ = [
     "Context",
     "ContextKeyError",
     "CycleError",
+    "DaskExecutor",
     "DeadlockError",
     "DependencyFailedError",
     "DuplicateTaskWarning",
@@ -79,6 +82,7 @@ __all__ = [
     "PoolExecutor",
     "ProcessExecutor",
     "Rate",
+    "RayExecutor",
     "Retry",
     "RouteError",
     "RunCancelledError",

@@ -23,8 +23,8 @@ from typing import Any
 from millstream.errors import TransferError
 from millstream.executors.places import JOIN
 from millstream.executors.remote.calls import Call, Lost
-from millstream.executors.remote.places import NAMED, Link, RemotePlaces, RemoteWorker
-from millstream.executors.remote.wire import Back, Closed, To, by_name, culprit, encode
+from millstream.executors.remote.places import NAMED, Channel, Line, Link, RemotePlaces, RemoteWorker
+from millstream.executors.remote.wire import Back, Closed, Dumps, To, by_name, culprit, encode
 from millstream.executors.remote.worker import Batch, Home
 
 #: How long the calls of a job are expected to take together, in seconds; long against the cost of a job.
@@ -32,8 +32,20 @@ JOB_TIME = 0.02
 #: How often a task that asks whether it was told to stop has that looked up, in seconds.
 LOOK = 0.2
 
-#: A message that asks for nothing is answered by this.
-SEEN = (To.ANSWER, None)
+#: How many messages a job keeps, to send them together.
+KEPT = 64
+
+#: A frame that answers one which asks for nothing.
+SEEN = pickle.dumps((To.ANSWER, None), 5)
+#: Notes that can come instead of an answer.
+NOTES = frozenset({To.RETURN, To.LEND})
+#: In place of a problem: this is the last frame of a job, which waits for no answer.
+ENDED = ""
+#: A frame that says that there is nothing more to do.
+LEAVE = pickle.dumps((To.LEAVE,), 5)
+
+#: The number of a job; a frame that it has sent, or None if it has ended badly; and how it has ended, if so.
+Mail = tuple[int, bytes | None, str]
 
 _numbers = count(1)
 
@@ -42,19 +54,20 @@ _numbers = count(1)
 
 
 class Mailbox:
-    """The actor between jobs and the process that they belong to. Frames are pickled messages."""
+    """Between jobs and the process that they belong to. Frames are pickled messages; no method returns None."""
 
     def __init__(self) -> None:
-        self._mail: list[tuple[int, bytes]] = []  # what jobs have sent: the number of the job, and messages
+        self._mail: list[Mail] = []
         self._arrived = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[bytes]] = {}  # jobs that wait for an answer
         self._told: set[int] = set()  # jobs that are to stop
 
+    # For jobs:
+
     async def ask(self, job: int, frame: bytes) -> bytes:
-        """Deliver a frame of a job, and return the answer. Called by the job."""
+        """Deliver a frame of a job, and return the answer."""
         future = self._waiting[job] = asyncio.get_running_loop().create_future()
-        self._mail.append((job, frame))
-        self._arrived.set()
+        self.post((job, frame, ""))
         answer: bytes = await future
         return answer
 
@@ -62,78 +75,104 @@ class Mailbox:
         """Whether a job is to stop."""
         return job in self._told
 
-    async def take(self) -> list[tuple[int, bytes]]:
-        """Wait for mail, and return it. Called by the parent, as the methods below."""
+    # For the parent:
+
+    async def take(self) -> list[Mail]:
+        """Wait for mail, and return it."""
         await self._arrived.wait()
         mail, self._mail = self._mail, []
         self._arrived.clear()
         return mail
 
-    async def answer(self, job: int, frame: bytes) -> None:
+    async def answer(self, job: int, frame: bytes) -> bool:
         """Answer the frame that a job has sent."""
         future = self._waiting.pop(job, None)
         if future is not None and not future.done():
             future.set_result(frame)
+        return True
 
-    async def stop(self, job: int) -> None:
+    async def stop(self, job: int) -> bool:
         """Tell a job to stop."""
         self._told.add(job)
+        return True
 
-    async def forget(self, job: int) -> None:
-        """A job has ended."""
+    async def forget(self, job: int) -> bool:
+        """Nobody wants anything of a job any more: if it asks, it may leave."""
         self._told.discard(job)
-        self._waiting.pop(job, None)
+        return await self.answer(job, LEAVE)
 
-    async def wake(self) -> None:
+    async def wake(self) -> bool:
         """Let ``take`` return."""
+        self._arrived.set()
+        return True
+
+    def post(self, mail: Mail) -> None:
+        """Put something in for the parent."""
+        self._mail.append(mail)
         self._arrived.set()
 
 
 class MailHome(Home):
-    """The way home from a job.
+    """The way home from a job, or from a further thread of its process that was lent.
 
     Args:
-        ask: delivers a frame and returns the answer.
-        told: whether the job is to stop.
-        lent: called before and after a long wait, with True and False.
+        number: of the job.
+        ask: delivers a frame of a job and returns the answer.
+        told: whether a job is to stop.
+        dumps: what pickles values.
     """
 
+    keeps = True
+
     def __init__(
-        self, ask: Callable[[bytes], bytes], told: Callable[[], bool], lent: Callable[[bool], None] = lambda _: None
+        self, number: int, ask: Callable[[int, bytes], bytes], told: Callable[[int], bool], dumps: Dumps | None
     ) -> None:
-        self._deliver, self._told, self._lent = ask, told, lent
+        self._number, self._deliver, self._told, self.dumps = number, ask, told, dumps
         self._mailing = threading.Lock()  # one exchange at a time
         self._outcomes: deque[tuple[Any, ...]] = deque()  # not sent yet; appended by anybody, without the lock
         self._looked = time.monotonic()
+        self._lent: list[threading.Thread] = []
 
     def tell(self, message: tuple[Any, ...]) -> None:
         self._outcomes.append(message)
-        if message[0] == Back.SENT:
-            with self._mailing:
+        if message[0] == Back.SENT and len(self._outcomes) >= KEPT:
+            with self._mailing:  # the answer is long in coming when the reader of the stream is slow
                 self._exchange()
 
     def ask(self, message: tuple[Any, ...], batch: Batch) -> tuple[Any, ...]:
         with self._mailing:
             self._outcomes.append(message)
-            lent = False
-            try:
-                while True:
-                    answer = self._exchange()
-                    if answer[0] in (To.ANSWER, To.REFUSAL):
-                        return answer
-                    if answer[0] == To.RETURN:
-                        batch.give_back(say=True)
-                    elif answer[0] == To.LEND:
-                        lent = True
-                        self._lent(True)
-            finally:
-                if lent:
-                    self._lent(False)
+            while True:
+                answer = self._exchange()
+                if answer[0] in (To.ANSWER, To.REFUSAL):
+                    return answer
+                if answer[0] == To.RETURN:
+                    batch.give_back(say=True)
+                elif answer[0] == To.LEND:
+                    self._lend(answer[1])
+
+    def _lend(self, number: int) -> None:
+        """The thread of this home waits: another one does calls, under a number of its own."""
+        home = MailHome(number, self._deliver, self._told, self.dumps)
+        thread = threading.Thread(target=home.serve, name="millstream-call", daemon=True)
+        self._lent.append(thread)
+        thread.start()
+
+    def serve(self) -> None:
+        """Do calls, which come as answers, until there are none any more."""
+        while True:
+            with self._mailing:
+                answer = self._exchange()
+            if answer[0] == To.CALLS:
+                Batch(answer[1], answer[2], self).work()
+            elif answer[0] == To.LEAVE:
+                break
+        self.wait_for_lent()
 
     def look(self, batch: Batch) -> None:
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
-            if self._told():
+            if self._told(self._number):
                 batch.stop()
 
     def flush(self) -> None:
@@ -149,9 +188,16 @@ class MailHome(Home):
         with self._mailing:
             return self._frame()
 
+    def wait_for_lent(self) -> None:
+        """Wait for threads that were lent: a process must not be taken for idle while they work."""
+        if any(thread.is_alive() for thread in self._lent):
+            self.flush()
+            for thread in self._lent:
+                thread.join()
+
     def _exchange(self) -> tuple[Any, ...]:
         """Send everything, and return the answer."""
-        answer: tuple[Any, ...] = pickle.loads(self._deliver(self._frame()))
+        answer: tuple[Any, ...] = pickle.loads(self._deliver(self._number, self._frame()))
         return answer
 
     def _frame(self) -> bytes:
@@ -162,6 +208,7 @@ def do_job(frame: bytes, home: MailHome) -> bytes:
     """Do the calls of a job; return what of their outcomes was not sent."""
     _, number, calls = pickle.loads(frame)
     Batch(number, calls, home).work()
+    home.wait_for_lent()
     return home.rest()
 
 
@@ -171,14 +218,17 @@ def do_job(frame: bytes, home: MailHome) -> bytes:
 class Cluster(ABC):
     """The connection to a cluster; one for all places of an executor."""
 
-    #: Whether a job that waits must say so, for others to have its place.
-    lends = False
+    #: Whether ``cancel`` ends a job that is under way.
+    kills = True
+    #: What pickles values, here and over there.
+    dumps: Any
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.Lock()
         # Guarded by _lock: everything below.
         self._jobs: dict[int, SimpleQueue[Any]] = {}  # inboxes by the numbers of jobs
+        self._lent: dict[int, list[int]] = {}  # numbers of threads that run in the processes of jobs
         self._watched: dict[int, Callable[[], object]] = {}  # who wants to know that a job has ended
         self._fetcher: threading.Thread | None = None
         self.closed = False
@@ -229,15 +279,37 @@ class Cluster(ABC):
         except Exception as error:
             raise Closed(str(error)) from error
 
+    def lend(self, number: int, inbox: SimpleQueue[Any]) -> int:
+        """The process of a job does further calls; return the number that these go by."""
+        further = next(_numbers)
+        with self._lock:
+            self._jobs[further] = inbox
+            self._lent.setdefault(number, []).append(further)
+        return further
+
     def ended(self, number: int, frame: bytes | None, problem: str | None) -> None:
         """A job has ended: with what it did not send before, or with a problem. From any thread."""
         with self._lock:
             inbox = self._jobs.pop(number, None)
             when_ended = self._watched.pop(number, None)
+            lent = self._lent.pop(number, ())
         if inbox is not None:
-            inbox.put((frame, problem))
+            inbox.put((frame, problem or ENDED))
+            self.forget(number)
         if when_ended is not None:
             when_ended()
+        for further in lent:
+            self.ended(further, None, problem or "its job has ended")
+
+    def forget(self, number: int) -> None:
+        """Nobody asks for this number any more."""
+        with self._lock:
+            self._jobs.pop(number, None)
+        if not self.closed:
+            try:
+                self.mailbox("forget", number, wait=False)
+            except Exception:  # the cluster is gone: who fetches the mail finds out
+                pass
 
     def _fetch(self) -> None:
         """The life of the thread that fetches the mail."""
@@ -247,7 +319,10 @@ class Cluster(ABC):
             except Exception as error:
                 self._lose(f"its mailbox in the cluster is gone ({type(error).__name__}: {error})")
                 return
-            for number, frame in mail:
+            for number, frame, problem in mail:
+                if problem:
+                    self.ended(number, frame, problem)
+                    continue
                 with self._lock:
                     inbox = self._jobs.get(number)
                 if inbox is not None:
@@ -292,20 +367,25 @@ class JobWire:
         self._inbox: SimpleQueue[tuple[bytes | None, str | None]] = SimpleQueue()
         self._read: deque[Any] = deque()
         self._number = 0
-        self._job: Any = None
-        self._owes = False  # the job waits for an answer
+        self.job: Any = None  #: the newest
+        self._owes = False  # the job waits for an answer that takes its time
         self.problem = ""  #: how the last job has ended, if not well
 
     def send(self, message: tuple[Any, ...]) -> None:
         if message[0] == To.CALLS:
-            self._number, self._owes, self._inbox = next(_numbers), False, SimpleQueue()
-            frame = pickle.dumps(message, 5)
-            self._job = self._cluster.start(frame, self._number, self._inbox, self._resources)
+            self._give(message)
         elif message[0] == To.STOP:
             self._tell("stop", self._number)
-        elif message[0] != To.LEAVE:
-            self._owes = False
-            self._tell("answer", self._number, pickle.dumps(message, 5))
+        else:
+            self._answer(message)
+
+    def _give(self, calls: tuple[Any, ...]) -> None:
+        self._number, self._owes, self._inbox = next(_numbers), False, SimpleQueue()
+        self.job = self._cluster.start(pickle.dumps(calls, 5), self._number, self._inbox, self._resources)
+
+    def _answer(self, message: tuple[Any, ...]) -> None:
+        self._owes = message[0] in NOTES
+        self._tell("answer", self._number, pickle.dumps(message, 5))
 
     def _tell(self, method: str, *args: Any) -> None:
         try:
@@ -315,52 +395,99 @@ class JobWire:
 
     def receive(self) -> Any:
         while not self._read:
-            if self._owes:
-                self.send(SEEN)
-            self.fetch()
+            self._fetch()
         return self._read.popleft()
 
-    def fetch(self) -> None:
-        """Wait for the next frame."""
+    def _fetch(self) -> None:
+        """Wait for the next frame, and answer it if it asks for nothing: only one is so seen to at a time."""
         frame, problem = self._inbox.get()
         if frame is None:
-            self.problem = problem or "it has ended"
+            self.problem = problem or "its job has ended"
             raise Closed(self.problem)
-        self._read.extend(pickle.loads(frame))
-        self._owes = True  # after the end of the job nobody reads what it is answered
+        messages = pickle.loads(frame)
+        self._read.extend(messages)
+        if problem == ENDED:
+            return
+        # A job that was given a note, instead of the answer that it waits for, still asks.
+        self._owes = self._owes or not messages or messages[-1][0] == Back.ASKED
+        if not self._owes:
+            self._tell("answer", self._number, SEEN)
 
     @property
     def buffered(self) -> bool:
         return bool(self._read)
 
+    def lend(self) -> LentWire:
+        """Return a wire to a further thread of the process that the job is in."""
+        wire = LentWire(self._cluster, self.job, self.root)
+        self._answer((To.LEND, wire._number))
+        self._fetch()  # the note has arrived
+        return wire
+
     def kill(self) -> None:
-        if self._job is not None:
-            self._cluster.cancel(self._job)
+        if self.job is not None:
+            self._cluster.cancel(self.job)
 
     def watch(self, when_ended: Callable[[], object]) -> None:
         self._cluster.watch(self._number, when_ended)
 
+    @property
+    def root(self) -> int:
+        """The number of the job itself."""
+        return self._number
+
     def close(self) -> None:
-        self._job = None
+        self.job = None
+
+
+class LentWire(JobWire):
+    """The wire to a thread in the process of a job whose own thread waits. Calls are answers to its questions."""
+
+    def __init__(self, cluster: Cluster, job: Any, root: int) -> None:
+        super().__init__(cluster, {})
+        self.job, self._root = job, root
+        self._number = cluster.lend(root, self._inbox)
+
+    @property
+    def root(self) -> int:
+        return self._root
+
+    def _give(self, calls: tuple[Any, ...]) -> None:
+        while not self._owes:  # it has not asked for the first ones yet
+            self._fetch()
+        self._answer(calls)
+
+    def close(self) -> None:
+        try:
+            while not (self._owes or self.problem):
+                self._fetch()
+        except Closed:
+            pass
+        self._cluster.forget(self._number)  # which lets it leave
+        super().close()
 
 
 class ClusterLink(Link):
     """A thread of ours that may have one job at a time."""
 
     tells_at_once = False
+    first: Channel
 
-    def __init__(self, wire: JobWire) -> None:
+    def __init__(self, wire: JobWire, kills: bool) -> None:
         super().__init__(wire)
-        self._wire = wire
+        self.kills = kills
 
-    def kill(self) -> None:
-        self._wire.kill()
+    def kill(self, channel: Channel | None = None) -> None:
+        (channel or self.first).wire.kill()  # type: ignore[attr-defined]  # ours can
 
-    def reason(self) -> str:
-        return self.ended or self._wire.problem
+    def reason(self, channel: Channel) -> str:
+        return self.ended or channel.wire.problem  # type: ignore[attr-defined]
 
-    def watch(self, when_ended: Callable[[], object]) -> None:
-        self._wire.watch(when_ended)
+    def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
+        channel.wire.watch(when_ended)  # type: ignore[attr-defined]
+
+    def further(self, channel: Channel) -> Line:
+        return channel.wire.lend()  # type: ignore[attr-defined,no-any-return]
 
 
 class ClusterWorker(RemoteWorker):
@@ -374,11 +501,13 @@ class ClusterPlaces(RemotePlaces):
 
     imports_main = False  # functions of the main module travel as a whole
 
-    def __init__(self, cluster: Cluster, capacity: int, resources: dict[str, Any], dumps: Any) -> None:
-        super().__init__(capacity, cluster.name)
+    def __init__(self, cluster: Cluster, resources: dict[str, Any], max_workers: int | None) -> None:
+        # As many again stand in line in the cluster, so that none of its workers waits for us.
+        super().__init__(max_workers or 2 * cluster.slots(resources), cluster.name)
         self.cluster = cluster
         self.resources = resources
-        self.dumps = dumps
+        self.dumps = cluster.dumps
+        self.kills = cluster.kills
 
     def new_worker(self) -> RemoteWorker:
         return ClusterWorker(self)
@@ -386,7 +515,7 @@ class ClusterPlaces(RemotePlaces):
     def start_link(self) -> Link:
         if self.cluster.closed:
             raise Lost(f"{self.name} is closed", final=True)
-        return ClusterLink(JobWire(self.cluster, self.resources))
+        return ClusterLink(JobWire(self.cluster, self.resources), self.kills)
 
     def encode_function(self, call: Call) -> Any:
         fn = call.fn
@@ -400,12 +529,3 @@ class ClusterPlaces(RemotePlaces):
             return encode(fn, self.dumps)
         except Exception as error:
             raise TransferError(call.id, culprit(fn, "its function"), str(error)) from error
-
-    def lent(self, channel: Any, lent: bool) -> None:
-        """The cluster gives the place of a job that waits to others, by itself or when it is told."""
-        with self._lock:
-            channel.lent = lent
-            channel.link.waiting += 1 if lent else -1
-        if lent and self.cluster.lends:
-            channel.wire.send((To.LEND,))
-            channel.wire.fetch()  # the note has arrived

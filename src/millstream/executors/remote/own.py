@@ -25,7 +25,7 @@ from typing import Any
 
 from millstream.executors.places import JOIN
 from millstream.executors.remote.calls import Lost
-from millstream.executors.remote.places import Link, RemotePlaces
+from millstream.executors.remote.places import Channel, Link, RemotePlaces
 from millstream.executors.remote.wire import Back, Closed, Wire, decode_error, read_from_input
 from millstream.executors.remote.worker import main
 
@@ -44,7 +44,7 @@ class ProcessLink(Link):
         self.process = process
         self._watcher = watcher
 
-    def kill(self) -> None:
+    def kill(self, channel: Channel | None = None) -> None:
         try:
             self.process.kill()
         except ValueError:  # it has ended, and was closed
@@ -54,10 +54,10 @@ class ProcessLink(Link):
         self.process.join(timeout)
         return self.process.exitcode is not None
 
-    def watch(self, when_ended: Callable[[], object]) -> None:
+    def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
         self._watcher.watch(self.process, when_ended)
 
-    def reason(self) -> str:
+    def reason(self, channel: Channel) -> str:
         if self.ended:
             return self.ended
         if not self.join(JOIN):

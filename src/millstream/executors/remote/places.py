@@ -69,8 +69,8 @@ class Link:
         self.calls = 0  #: how many it was given
         self.ended = ""  #: why it was, or will be, ended by us
 
-    def kill(self) -> None:
-        """End it, whatever it does."""
+    def kill(self, channel: Channel | None = None) -> None:
+        """End it, whatever it does, for the sake of what ``channel`` does."""
 
     def close(self) -> None:
         """Let it end: nobody uses it any more."""
@@ -81,13 +81,34 @@ class Link:
         """Wait for its end, for these seconds at the longest; return whether it has ended."""
         return True
 
-    def reason(self) -> str:
+    def reason(self, channel: Channel) -> str:
         """Return why it has ended, as the end of a sentence."""
-        return "its worker process has ended"
+        return self.ended or "its worker process has ended"
 
-    def watch(self, when_ended: Callable[[], object]) -> None:
+    def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
         """Call this when it has ended: nobody may be there who receives."""
         raise NotImplementedError("every kind of link has its own way")
+
+    def further(self, channel: Channel) -> Line:
+        """Return a line to a further thread of the process; the thread of ``channel`` waits.
+
+        Raises:
+            Closed: it has ended.
+        """
+        import socket
+
+        wire = channel.wire
+        assert isinstance(wire, Wire), "other lines have their own way"
+        ours, theirs = socket.socketpair()
+        try:
+            wire.send((To.LEND,))
+            wire.send_socket(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Wire(ours)
 
 
 class Channel:
@@ -216,7 +237,7 @@ class RemoteWorker(ThreadWorker):
         self._reply(To.ANSWER, encoded)
 
     def refuse(self, error: BaseException) -> None:
-        self._reply(To.REFUSAL, encode_error(error, self._ids[0]))
+        self._reply(To.REFUSAL, encode_error(error, self._ids[0], dumps=self.places.dumps))
 
     def _reply(self, kind: int, encoded: Any) -> None:
         channel = self.channel
@@ -236,7 +257,7 @@ class RemoteWorker(ThreadWorker):
     def lend(self, when_lost: Callable[[], object]) -> None:
         try:
             self.places.lent(self.channel, True)
-            self.channel.link.watch(when_lost)
+            self.channel.link.watch(self.channel, when_lost)
         except Closed:
             raise self._lost() from None
 
@@ -255,7 +276,7 @@ class RemoteWorker(ThreadWorker):
                 return
             if channel.link.kills:
                 channel.link.ended = f"its worker process was stopped to stop {getattr(item, 'id', item)}"
-                channel.link.kill()
+                channel.link.kill(channel)
                 return
         super().dismiss(item)
 
@@ -401,7 +422,7 @@ class RemotePlaces(Places):
                 self._ended.append(link)
         if first:
             link.close()
-        return link.reason()
+        return link.reason(channel)
 
     def lent(self, channel: Channel, lent: bool) -> None:
         """The task of ``channel`` begins, or ends, to wait. Raises ``Closed``."""
@@ -411,25 +432,9 @@ class RemotePlaces(Places):
             link.waiting += 1 if lent else -1
             enough = not lent or bool(link.free)
         if not enough:
-            assert isinstance(channel.wire, Wire), "other lines have their own way"
-            wire = self.further_wire(channel.wire)
+            wire = link.further(channel)
             with self._lock:
                 link.free.append(Channel(link, wire))
-
-    def further_wire(self, wire: Wire) -> Wire:
-        """Return a wire to a further thread of the process at the other end of ``wire``."""
-        import socket
-
-        ours, theirs = socket.socketpair()
-        try:
-            wire.send((To.LEND,))
-            wire.send_socket(theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return Wire(ours)
 
     def shutdown(self, wait: bool = True) -> None:
         """Send every sleeping thread home, and end the processes; those that still work are killed."""

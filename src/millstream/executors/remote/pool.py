@@ -20,7 +20,7 @@ from typing import Any
 
 from millstream.executors.places import ThreadWorker
 from millstream.executors.remote.calls import Lost
-from millstream.executors.remote.places import Link, RemotePlaces, RemoteWorker
+from millstream.executors.remote.places import Channel, Link, RemotePlaces, RemoteWorker
 from millstream.executors.remote.wire import Closed, To, Wire
 from millstream.executors.remote.worker import attend
 
@@ -48,7 +48,7 @@ class PoolLink(Link):
         super().__init__(wire)
         self._job = job
 
-    def watch(self, when_ended: Callable[[], object]) -> None:
+    def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
         self._job.add_done_callback(lambda _: when_ended())
 
     def close(self) -> None:

@@ -30,6 +30,9 @@ LARGE = 1 << 16
 #: Types that mean the same everywhere, and are sent as they are.
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 
+#: What pickles a value: ``pickle.dumps``, or something like it.
+Dumps = Callable[..., bytes]
+
 Encoded = Any
 """A scalar; a list of a pickle and its buffers; a tuple of one buffer, for large ``bytes``."""
 
@@ -61,7 +64,7 @@ class Back:
 # ---- values -------------------------------------------------------------------------------------
 
 
-def encode(value: Any, dumps: Callable[..., bytes] | None = None) -> Encoded:
+def encode(value: Any, dumps: Dumps | None = None) -> Encoded:
     """Return ``value`` as it travels.
 
     Args:
@@ -180,47 +183,48 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 CHAIN = 20
 
 
-def encode_error(error: BaseException, task_id: str, hide: str = "") -> Any:
+def encode_error(error: BaseException, task_id: str, hide: str = "", dumps: Dumps | None = None) -> Any:
     """Return an error as it travels: itself, its traceback, and what it comes from. Never raises.
 
     Args:
         task_id: whose error it is, for one that cannot travel.
         hide: leave out the first frames, as long as their files begin with this.
+        dumps: as for ``encode``.
     """
-    return _error_parts(error, task_id, hide, CHAIN)
+
+    def parts(error: BaseException | None, chain: int) -> Any:
+        if error is None or not chain:
+            return None
+        inner = [parts(each, chain) for each in error.exceptions] if isinstance(error, BaseExceptionGroup) else []
+        cause, context = error.__cause__, error.__context__
+        return (
+            _error_itself(error, task_id, bool(inner), dumps),
+            _frames(error.__traceback__, hide),
+            parts(cause, chain - 1),
+            None if context is cause else parts(context, chain - 1),
+            error.__suppress_context__,
+            inner,
+        )
+
+    return parts(error, CHAIN)
 
 
-def _error_parts(error: BaseException, task_id: str, hide: str, chain: int) -> Any:
-    inner = []
-    if isinstance(error, BaseExceptionGroup):
-        inner = [_error_parts(each, task_id, hide, chain) for each in error.exceptions]
-    cause, context = error.__cause__, error.__context__
-    return (
-        _error_itself(error, task_id, bool(inner)),
-        _frames(error.__traceback__, hide),
-        None if cause is None or not chain else _error_parts(cause, task_id, hide, chain - 1),
-        None if context is None or context is cause or not chain else _error_parts(context, task_id, hide, chain - 1),
-        error.__suppress_context__,
-        inner,
-    )
-
-
-def _error_itself(error: BaseException, task_id: str, group: bool) -> tuple[str, Any]:
+def _error_itself(error: BaseException, task_id: str, group: bool, dumps: Dumps | None) -> tuple[str, Any]:
     """Return how an error can be made again: by its pickle, or else from its class and what it holds."""
     if group:
         message = getattr(error, "message", "")
         try:
-            return "group", (encode(type(error)), str(message), _picklable(vars(error)))
+            return "group", (encode(type(error), dumps), str(message), _picklable(vars(error), dumps))
         except Exception:
             return "group", (encode(BaseExceptionGroup), str(message), {})
     try:
-        whole = encode(error)
+        whole = encode(error, dumps)
         if type(decode(whole)) is type(error):  # many can be pickled, and not be made again
             return "whole", whole
     except Exception:
         pass
     try:
-        made = encode(type(error)), encode(error.args), _picklable(vars(error))
+        made = encode(type(error), dumps), encode(error.args, dumps), _picklable(vars(error), dumps)
         _made(*made)
     except Exception as problem:
         what = f"the {type(error).__qualname__} that it raised ({_said(error)})"
@@ -235,11 +239,11 @@ def _said(error: BaseException) -> str:
         return type(error).__name__
 
 
-def _picklable(attributes: Mapping[str, Any]) -> dict[str, Encoded]:
+def _picklable(attributes: Mapping[str, Any], dumps: Dumps | None) -> dict[str, Encoded]:
     kept = {}
     for name, value in attributes.items():
         try:
-            kept[name] = encode(value)
+            kept[name] = encode(value, dumps)
         except Exception:  # an error without one of its attributes says more than none
             pass
     return kept

@@ -33,6 +33,7 @@ from millstream.executors.remote.wire import (
     SCALARS,
     Back,
     Closed,
+    Dumps,
     To,
     Wire,
     called,
@@ -65,6 +66,11 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 class Home(ABC):
     """The way to the parent, for one thread of the worker process."""
+
+    #: What pickles values, if not the usual; it must be the same on both sides.
+    dumps: Dumps | None = None
+    #: Whether it keeps messages until there are more, or ``flush`` is called.
+    keeps = False
 
     @abstractmethod
     def tell(self, message: tuple[Any, ...]) -> None:
@@ -163,7 +169,7 @@ class Batch:
 
     def work(self) -> None:
         """Do the calls."""
-        if len(self.calls) > 1:
+        if len(self.calls) > 1 or self.home.keeps:
             guard.watch(self)
         while (call := self._next()) is not None:
             target, given, facts = call
@@ -240,7 +246,8 @@ class Guard:
                         batch.home.flush()
                     except Closed:  # the thread that calls finds out as well
                         pass
-                    self.forget(batch)
+                    if not batch.home.keeps:
+                        self.forget(batch)
                 elif batch in self._batches:
                     self._batches[batch] = batch.begun
 
@@ -329,7 +336,7 @@ class RemoteRun:
         """Return the key that it is about, if any, and the arguments as they travel."""
         key = args[0] if args and isinstance(args[0], str) else None
         try:
-            return key, encode(args)
+            return key, encode(args, self._batch.home.dumps)
         except Exception as error:
             part = next((arg for arg in args if not travels(arg)), args)
             raise TransferError(self.id, culprit(part, called(what, key)), str(error)) from error
@@ -344,7 +351,7 @@ class RemoteRun:
         except Closed:
             raise
         except BaseException as error:  # whatever a task raises is an outcome of it
-            outcome = Back.FAILED, encode_error(error, self.id, _PACKAGE)
+            outcome = Back.FAILED, encode_error(error, self.id, _PACKAGE, self._batch.home.dumps)
         self.over = True
         self._batch.done((*outcome, time.monotonic() - began))
 
@@ -366,7 +373,7 @@ class RemoteRun:
         if isinstance(result, TaskOutput) and not isinstance(result.next_tasks, list | tuple | None):
             result = self._drain(result)
         try:
-            return encode(result)
+            return encode(result, self._batch.home.dumps)
         except Exception as error:
             raise TransferError(self.id, culprit(result, "its result"), str(error)) from error
 

@@ -1,0 +1,212 @@
+"""Dask: the connection, its mailbox in the scheduler, and the jobs.
+
+The mailbox is a plugin of the scheduler: an actor would live in a worker, and end with it. There it also sees
+which jobs have begun, and workers that end. So a job never begins twice, though Dask tries those again whose
+worker is lost. May import: cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import Any
+
+import cloudpickle
+import distributed
+from distributed.utils import sync
+
+from millstream.errors import FlowError
+from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job
+from millstream.executors.remote.worker import send_log
+
+#: Frames from this size on are scattered, in bytes: the scheduler is not made to carry more.
+LARGE = 1 << 20
+
+
+class MailPlugin(distributed.SchedulerPlugin):  # type: ignore[misc]  # it has no types
+    """The mailbox of one executor, in the scheduler.
+
+    Args:
+        name: begins the names of its handlers: executors may share a scheduler.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def start(self, scheduler: Any) -> None:
+        self.box = Mailbox()
+        self.where: dict[int, tuple[str, int]] = {}  # jobs under way: the address of the worker, and its process
+        self.begun: set[int] = set()
+        box = self.box
+        self.handlers = {
+            "ask": box.ask, "told": box.told, "take": box.take, "answer": box.answer, "stop": box.stop,
+            "wake": box.wake, "forget": self.forget, "begin": self.begin, "found": self.found,
+        }  # fmt: skip
+        self.scheduler = scheduler
+        for method, handler in self.handlers.items():
+            scheduler.handlers[f"{self.name}-{method}"] = handler
+        scheduler.stream_handlers[f"{self.name}-done"] = self.done
+
+    async def begin(self, job: int, address: str, process: int) -> bool:
+        """A job begins; False when it has begun before."""
+        if job in self.begun:
+            return False
+        self.begun.add(job)
+        self.where[job] = address, process
+        return True
+
+    async def found(self, job: int) -> list[Any]:
+        """Return where a job is under way, if it is."""
+        return list(self.where.get(job, ()))
+
+    def done(self, job: int, frame: bytes, **_: Any) -> None:
+        """A job has ended, with what it did not send before."""
+        self.where.pop(job, None)
+        self.box.post((job, frame, "done"))
+
+    async def forget(self, job: int) -> bool:
+        self.begun.discard(job)
+        self.where.pop(job, None)
+        return await self.box.forget(job)
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        """A worker is gone, and with it what it was doing."""
+        for job in [job for job, (address, _) in self.where.items() if address == worker]:
+            del self.where[job]
+            self.box.post((job, None, f"its worker {worker} has ended"))
+
+    async def close(self) -> None:
+        """The scheduler ends, or the executor."""
+
+
+def remove_handlers(name: str, dask_scheduler: Any = None) -> None:
+    """Take the handlers of a mailbox out. In the scheduler."""
+    for handlers in (dask_scheduler.handlers, dask_scheduler.stream_handlers):
+        for method in [method for method in handlers if method.startswith(f"{name}-")]:
+            del handlers[method]
+
+
+def job(frame: bytes, number: int, name: str, level: int) -> None:
+    """Do the calls of a job. In a worker of Dask, which must survive whatever they raise."""
+    worker = distributed.get_worker()
+
+    def call(method: str, number: int, **args: Any) -> Any:
+        return sync(worker.loop, getattr(worker.scheduler, f"{name}-{method}"), job=number, **args)
+
+    def ask(number: int, frame: bytes) -> bytes:
+        return bytes(call("ask", number, frame=frame))
+
+    def told(number: int) -> bool:
+        return bool(call("told", number))
+
+    if not call("begin", number, address=worker.address, process=os.getpid()):
+        raise FlowError(f"Job {number} of {name} has begun before: its outcome was told as lost.")
+    send_log(level)
+    rest = do_job(frame, MailHome(number, ask, told, cloudpickle.dumps))
+    worker.loop.add_callback(worker.batched_stream.send, {"op": f"{name}-done", "job": number, "frame": rest})
+
+
+class DaskCluster(Cluster):
+    """The connection to Dask."""
+
+    dumps = staticmethod(cloudpickle.dumps)
+
+    def __init__(self, given: Any) -> None:
+        super().__init__("millstream-dask")
+        self._cluster: Any = None
+        self._owns_client = given is None or isinstance(given, str)
+        if given is None:
+            self._cluster = given = distributed.LocalCluster(
+                threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+            )
+        try:
+            if self._owns_client:
+                given = distributed.Client(given, set_as_default=False, timeout=5)
+                given.scheduler_comm.interval = 0.001  # seconds between messages to the scheduler
+        except OSError as error:
+            raise FlowError(f"There is no Dask scheduler at {given}: {error}.") from error
+        self._client = given
+        self._name = f"millstream-{os.getpid()}-{os.urandom(6).hex()}"
+        self._level = logging.getLogger("millstream").level
+        self._client.register_plugin(MailPlugin(self._name))
+        self._client.wait_for_workers(1, timeout=30)
+        workers = self._workers().values()
+        ours = os.getpid(), self._client.run(os.getpid)
+        self.kills = all(worker["nanny"] for worker in workers) and ours[0] not in ours[1].values()
+
+    def _workers(self) -> dict[str, Any]:
+        info: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
+        return info
+
+    def slots(self, resources: dict[str, Any]) -> int:
+        workers = self._workers().values()
+        fits = 0
+        for worker in workers:
+            has = worker["resources"]
+            times = [int(has.get(name, 0) // amount) for name, amount in resources.items()]
+            fits += min([worker["nthreads"], *times])
+        if not fits:
+            has = [worker["resources"] for worker in workers]
+            raise ValueError(f"No worker of the Dask cluster has {dict(resources)}: they have {has}.")
+        return fits
+
+    def submit(self, frame: bytes, number: int, resources: dict[str, Any]) -> Any:
+        key = f"{self._name}-{number}"
+        sent: Any = frame
+        if len(frame) > LARGE:
+            sent = self._client.scatter(frame, hash=False)
+        future = self._client.submit(
+            job, sent, number, self._name, self._level, key=key, pure=False, resources=resources or None
+        )
+
+        def ended(future: Any) -> None:
+            if future.status == "error":  # of ours; what tasks raise comes as an outcome
+                self.ended(number, None, f"its job failed: {future.exception()!r}")
+
+        future.add_done_callback(ended)
+        return number, future
+
+    def cancel(self, job: Any) -> None:
+        number, future = job
+        future.cancel()  # else Dask would try it again
+        found = self.mailbox("found", number, wait=True)
+        if found and self.kills:
+            address, process = found
+            self._client.run(os.kill, process, signal.SIGKILL, workers=[address], nanny=True, on_error="ignore")
+        else:
+            self.ended(number, None, "its job was cancelled")
+
+    #: Names of the arguments of the mailbox's methods.
+    ARGUMENTS = ("job", "frame")
+
+    def mailbox(self, method: str, *args: Any, wait: bool) -> Any:
+        call = getattr(self._client.scheduler, f"{self._name}-{method}")
+        named = dict(zip(self.ARGUMENTS, args, strict=False))
+        if not wait:
+            self._client.loop.add_callback(_quietly, call, named)
+            return None
+        answer = self._client.sync(call, **named)
+        if answer is None:
+            raise ConnectionError("the scheduler does not know the mailbox any more")
+        return answer
+
+    def disconnect(self) -> None:
+        try:
+            self._client.unregister_scheduler_plugin(self._name)
+            self._client.run_on_scheduler(remove_handlers, self._name)
+        except Exception:  # the scheduler is gone
+            pass
+        if self._owns_client:
+            self._client.close(timeout=2)
+        if self._cluster is not None:
+            self._cluster.close(timeout=5)
+
+
+async def _quietly(call: Any, args: dict[str, Any]) -> None:
+    """Call a method of the mailbox; when the scheduler is gone, who waits for mail finds out."""
+    try:
+        await call(**args)
+    except (OSError, asyncio.CancelledError):
+        pass

@@ -1,0 +1,153 @@
+"""Ray: the connection, its mailbox, and the jobs.
+
+May import: cluster, wire.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from typing import Any
+
+import ray
+import ray.cloudpickle
+import ray.exceptions
+
+from millstream.errors import FlowError
+from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job
+from millstream.executors.remote.worker import send_log
+
+#: Resources that Ray takes as options of their own, and what its nodes call them.
+OPTIONS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+
+_boxes: dict[str, Any] = {}
+
+
+def job(frame: bytes, number: int, box_name: str, level: int) -> bytes:
+    """Do the calls of a job. In a worker process of Ray."""
+    send_log(level)
+    box = _boxes.get(box_name)
+    if box is None:
+        box = _boxes[box_name] = ray.get_actor(box_name)
+
+    def ask(number: int, frame: bytes) -> bytes:
+        # Not by ``ray.get``, which would give our place to a job in another process: Ray starts few of those.
+        answer: bytes = box.ask.remote(number, frame).future().result()
+        return answer
+
+    def told(number: int) -> bool:
+        return bool(box.told.remote(number).future().result())
+
+    return do_job(frame, MailHome(number, ask, told, ray.cloudpickle.dumps))
+
+
+class RayCluster(Cluster):
+    """The connection to Ray.
+
+    ``ray.init`` is called in a thread that lives until the end: what it starts ends with the thread that
+    started it, and the main thread would lose its signal handlers.
+    """
+
+    dumps = staticmethod(ray.cloudpickle.dumps)
+
+    def __init__(self, address: str | None, init: dict[str, Any]) -> None:
+        super().__init__("millstream-ray")
+        self._end: threading.Event | None = None
+        self._owner: threading.Thread | None = None
+        if not ray.is_initialized():
+            self._start(address, init)
+        elif address is not None or init:
+            raise FlowError("Ray runs in this process already: leave address and options out, or shut it down before.")
+        self._name = f"millstream-{os.getpid()}-{os.urandom(6).hex()}"
+        box = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=10_000, max_restarts=0, name=self._name)
+        self._box = box.remote()
+        self._job = ray.remote(max_retries=0)(job)
+        self._level = logging.getLogger("millstream").level
+        self._owned = self._end is not None and address is None
+
+    def _start(self, address: str | None, init: dict[str, Any]) -> None:
+        if address is not None and ":" in address:
+            host, _, port = address.rpartition(":")
+            try:  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), 5).close()
+            except (OSError, ValueError) as error:
+                raise FlowError(f"There is no Ray cluster at {address}: {error}.") from error
+        started, end = threading.Event(), threading.Event()
+        problem: list[BaseException] = []
+        options = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False} | init
+        if address is not None:
+            options.pop("include_dashboard")
+            options |= init
+
+        def live() -> None:
+            try:
+                ray.init(address=address or "local", **options)
+            except BaseException as error:
+                problem.append(error)
+                started.set()
+                return
+            started.set()
+            end.wait()
+            ray.shutdown()
+
+        self._owner = threading.Thread(target=live, name=f"{self.name}-owner", daemon=True)
+        self._owner.start()
+        started.wait()
+        if problem:
+            raise problem[0]
+        self._end = end
+
+    def slots(self, resources: dict[str, Any]) -> int:
+        need = {OPTIONS.get(name, name): amount for name, amount in resources.items()}
+        need.setdefault("CPU", 1)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fits = sum(min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount) for node in nodes)
+        if not fits and self._owned:
+            has = ", ".join(f"{name} {amount:g}" for name, amount in sorted(nodes[0].items()) if ":" not in name)
+            raise ValueError(f"No machine of the Ray cluster can ever give {dict(resources)}: it has {has}.")
+        return max(1, fits)  # a cluster of somebody else's may grow
+
+    def submit(self, frame: bytes, number: int, resources: dict[str, Any]) -> Any:
+        options = {name: amount for name, amount in resources.items() if name in OPTIONS}
+        own = {name: amount for name, amount in resources.items() if name not in OPTIONS}
+        if own:
+            options["resources"] = own
+        remote = self._job.options(**options) if options else self._job
+        reference = remote.remote(frame, number, self._name, self._level)
+
+        def ended(future: Any) -> None:
+            error = future.exception()
+            if error is None:
+                self.ended(number, future.result(), None)
+            else:
+                self.ended(number, None, said_of(error))
+
+        reference.future().add_done_callback(ended)
+        return reference
+
+    def cancel(self, job: Any) -> None:
+        ray.cancel(job, force=True)
+
+    def mailbox(self, method: str, *args: Any, wait: bool) -> Any:
+        reference = getattr(self._box, method).remote(*args)
+        return ray.get(reference) if wait else None
+
+    def disconnect(self) -> None:
+        if not ray.is_initialized():  # somebody else has shut it down
+            return
+        if self._end is not None and self._owner is not None:
+            self._end.set()
+            self._owner.join()
+        else:
+            ray.kill(self._box)
+
+
+def said_of(error: BaseException) -> str:
+    """Return why a job has ended, as the end of a sentence."""
+    if isinstance(error, ray.exceptions.TaskCancelledError):
+        return "its job was cancelled"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return f"its job failed: {error.cause!r}"
+    return f"its worker process has ended ({type(error).__name__})"
