@@ -1143,7 +1143,6 @@ def test_closing_leaves_no_thread_and_no_process():
         flow.run("process_id")
 
 
-@pytest.mark.xfail(strict=False, reason="the end of its process objects is left to the garbage collector")
 def test_closing_leaves_no_file():
     """A closed process flow has given back its files, without the garbage collector."""
     with Flow("process", max_workers=1) as flow:
@@ -1191,7 +1190,6 @@ def test_shutting_down_an_executor_under_a_run_ends_the_run():
     executor.shutdown()
 
 
-@pytest.mark.xfail(strict=False, reason="a process that is not ready yet is not ended")
 def test_shutting_down_ends_a_process_that_is_still_starting():
     """``shutdown`` stops a worker whose initializer has not ended, and a run that waits for it gets an error."""
     before = workers_now()
@@ -1278,7 +1276,6 @@ def test_a_process_that_dies_while_it_yields(flow):
     assert values == [1, 2]
 
 
-@pytest.mark.xfail(strict=False, reason="a wire that a child of the task has open never ends")
 def test_r39_a_dead_process_with_a_living_child(tmp_path):
     """A task that has forked a child, and is killed, is lost at once: the child has copies of all its files."""
     with Flow("process", max_workers=1) as flow:
@@ -1291,7 +1288,6 @@ def test_r39_a_dead_process_with_a_living_child(tmp_path):
             end_children(tmp_path)
 
 
-@pytest.mark.xfail(strict=False, reason="a wire that a child of the task has open never ends")
 def test_r30_a_stopped_process_with_a_living_child(tmp_path):
     """When an attempt that has forked a child takes too long, the pool works on while the child lives."""
     with Flow("process", max_workers=1) as flow:
@@ -1481,7 +1477,6 @@ def test_r4_a_chain_that_goes_in_a_circle_ends(flow):
     assert (str(error), str(error.__cause__)) == ("first", "second")
 
 
-@pytest.mark.xfail(strict=False, reason="each of 20 levels doubles what travels")
 def test_r4_a_chain_that_branches_does_not_multiply(flow):
     """Exceptions that have two ways to each other, over and over, arrive in about a second."""
     with_tasks(flow, tasks.fail_with_branching_chain)
@@ -1795,7 +1790,6 @@ def test_r36_a_program_ends_while_a_task_runs(tmp_path):
     assert_ends(pid)
 
 
-@pytest.mark.xfail(strict=False, reason="a process that is not ready yet is not ended")
 def test_r36_a_program_ends_while_a_process_starts(tmp_path):
     """An initializer that never ends keeps no interpreter alive."""
     run_script(

@@ -29,9 +29,12 @@ from millstream.executors.remote.places import Channel, Link, RemotePlaces
 from millstream.executors.remote.wire import Back, Closed, Wire, decode_error, read_from_input
 from millstream.executors.remote.worker import main
 
-#: How often a process that was killed while it started is started again: by somebody else, or by a fault of its own.
-STARTS = {signal.SIGKILL: 50, signal.SIGTERM: 50}
-FAULTS = 3
+#: How often a process that was killed while it started is started again: by somebody else (as it seems), or by a
+#: fault of its own.
+STARTS, FAULTS = 50, 3
+#: What ``multiprocessing`` says of a process whose exit code somebody else has read before.
+UNKNOWN = 255
+KILLED = frozenset({-signal.SIGKILL, -signal.SIGTERM, UNKNOWN})
 
 _numbers = count(1)
 
@@ -41,34 +44,48 @@ class ProcessLink(Link):
 
     def __init__(self, wire: Wire, process: BaseProcess, watcher: Watcher) -> None:
         super().__init__(wire)
-        self.process = process
-        self._watcher = watcher
+        self._process, self._watcher = process, watcher
+        self._joining = threading.Lock()
+        # Guarded by _joining: what becomes of the process.
+        self.exitcode: int | None = None
 
     def kill(self, channel: Channel | None = None) -> None:
         try:
-            self.process.kill()
+            self._process.kill()
         except ValueError:  # it has ended, and was closed
             pass
 
     def join(self, timeout: float) -> bool:
-        self.process.join(timeout)
-        return self.process.exitcode is not None
+        with self._joining:
+            if self.exitcode is None:
+                self._process.join(timeout)
+                self.exitcode = self._process.exitcode
+                if self.exitcode is not None:
+                    self._watcher.ended(self._process)
+                    self._process.close()  # its files would stay until it is garbage
+            return self.exitcode is not None
 
     def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
-        self._watcher.watch(self.process, when_ended)
+        with self._joining:
+            if self.exitcode is None:
+                self._watcher.watch(self._process, when_ended)
+                return
+        when_ended()
 
     def reason(self, channel: Channel) -> str:
         if self.ended:
             return self.ended
         if not self.join(JOIN):
             self.kill()  # it has closed its wire, and can do nothing any more
-        return f"its worker process {said_of(self.process.exitcode)}"
+        return f"its worker process {said_of(self.exitcode)}"
 
 
 def said_of(exitcode: int | None) -> str:
     """Return how a process has ended."""
     if exitcode is None:
         return "has stopped to answer"
+    if exitcode == UNKNOWN:
+        return "was killed, or ended with exit code 255"
     if exitcode >= 0:
         return f"ended with exit code {exitcode}"
     try:
@@ -99,11 +116,14 @@ class Watcher:
             else:
                 self._bell[1].send(b"!")
 
-    def forget(self, process: BaseProcess) -> None:
-        """Nobody waits for this process any more."""
+    def ended(self, process: BaseProcess) -> None:
+        """Somebody else has seen a process end."""
         with self._lock:
-            if self._watched.pop(process, None) is not None and self._bell is not None:
+            callbacks = self._watched.pop(process, ())
+            if callbacks and self._bell is not None:
                 self._bell[1].send(b"!")
+        for callback in callbacks:
+            callback()
 
     def _serve(self, bell: socket.socket, rings: socket.socket) -> None:
         while True:
@@ -143,35 +163,42 @@ class ProcessPlaces(RemotePlaces):
         self._initializer = initializer, initargs
         self._starts = threading.Lock()  # one at a time: a fork must not copy sockets that others are about to close
         self._watcher = Watcher()
+        self._beginners: set[ProcessLink] = set()  # processes that are not ready yet; added to under _starts
         close_before_multiprocessing(self)
 
     def start_link(self) -> Link:
         killed = 0
         while True:
-            process, wire = self._start()
+            link, wire = self._start()
             try:
                 kind, *told = wire.receive()
             except Closed:
-                wire.close()
-                process.join(JOIN)
+                link.close()
+                if not link.join(JOIN):
+                    link.kill()
                 killed += 1
-                code = process.exitcode or 0
-                if code < 0 and killed < STARTS.get(-code, FAULTS) and not self.closed:  # type: ignore[call-overload]
+                code = UNKNOWN if link.exitcode is None else link.exitcode
+                most = STARTS if code in KILLED else FAULTS if code < 0 else 0
+                if killed < most and not self.closed:
                     continue
-                raise Lost(_never_ready(process), final=True) from None
+                raise Lost(_never_ready(code), final=True) from None
+            finally:
+                self._beginners.discard(link)
             if kind == Back.READY:
-                return ProcessLink(wire, process, self._watcher)
-            wire.close()
-            process.join(JOIN)
+                return link
+            link.close()
+            link.join(JOIN)
             error = decode_error(told[0], "initializer")
             raise Lost(f"its initializer raised {error!r}", final=True, cause=error)
 
-    def _start(self) -> tuple[BaseProcess, Wire]:
+    def _start(self) -> tuple[ProcessLink, Wire]:
         if self.imports_main and read_from_input():
             problem = "worker processes cannot import a program that is read from standard input: put it in a file"
             raise Lost(problem, final=True)
         levels = {name: logging.getLogger(name).level for name in ("", "millstream")}
         with self._starts:
+            if self.closed:
+                raise Lost(f"{self.name} is shut down", final=True)
             ours, theirs = socket.socketpair()
             try:
                 process: BaseProcess = self._context.Process(  # type: ignore[attr-defined]  # every context has it
@@ -186,12 +213,24 @@ class ProcessPlaces(RemotePlaces):
                 raise Lost(f"no worker process could be started: {error}", final=True, cause=error) from error
             finally:
                 theirs.close()
-        return process, Wire(ours)
+            wire = Wire(ours)
+            link = ProcessLink(wire, process, self._watcher)
+            self._beginners.add(link)
+        return link, wire
+
+    def shutdown(self, wait: bool = True) -> None:
+        with self._lock:
+            self.closed = True
+        with self._starts:  # from here on nothing is started
+            beginners = list(self._beginners)
+        for link in beginners:
+            link.kill()
+        super().shutdown(wait)
 
 
-def _never_ready(process: BaseProcess) -> str:
+def _never_ready(exitcode: int) -> str:
     return (
-        f"a worker process {said_of(process.exitcode)} before it was ready; what it printed says more, and what a "
+        f"a worker process {said_of(exitcode)} before it was ready; what it printed says more, and what a "
         "program does must stand below 'if __name__ == \"__main__\":', since workers import it, too"
     )
 

@@ -179,34 +179,36 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 # ---- errors -------------------------------------------------------------------------------------
 
-#: How many causes of causes travel with an error.
-CHAIN = 20
+#: How many errors travel with one: causes, what they were raised in the middle of, members of groups.
+CHAIN = 50
 
 
 def encode_error(error: BaseException, task_id: str, hide: str = "", dumps: Dumps | None = None) -> Any:
     """Return an error as it travels: itself, its traceback, and what it comes from. Never raises.
+
+    Each error that is linked to it is in there once; they name each other by their places.
 
     Args:
         task_id: whose error it is, for one that cannot travel.
         hide: leave out the first frames, as long as their files begin with this.
         dumps: as for ``encode``.
     """
+    errors, places = [error], {id(error): 0}
 
-    def parts(error: BaseException | None, chain: int) -> Any:
-        if error is None or not chain:
-            return None
-        inner = [parts(each, chain) for each in error.exceptions] if isinstance(error, BaseExceptionGroup) else []
-        cause, context = error.__cause__, error.__context__
-        return (
-            _error_itself(error, task_id, bool(inner), dumps),
-            _frames(error.__traceback__, hide),
-            parts(cause, chain - 1),
-            None if context is cause else parts(context, chain - 1),
-            error.__suppress_context__,
-            inner,
-        )
+    def place_of(linked: BaseException | None) -> int | None:
+        if linked is not None and id(linked) not in places and len(errors) < CHAIN:
+            places[id(linked)] = len(errors)
+            errors.append(linked)
+        return places.get(id(linked))
 
-    return parts(error, CHAIN)
+    encoded = []
+    for each in errors:  # which grows meanwhile
+        cause, context = place_of(each.__cause__), place_of(each.__context__)
+        members = [place_of(member) for member in each.exceptions] if isinstance(each, BaseExceptionGroup) else []
+        inner = [place for place in members if place is not None]
+        itself = _error_itself(each, task_id, bool(inner), dumps)
+        encoded.append((itself, _frames(each.__traceback__, hide), cause, context, each.__suppress_context__, inner))
+    return encoded
 
 
 def _error_itself(error: BaseException, task_id: str, group: bool, dumps: Dumps | None) -> tuple[str, Any]:
@@ -259,24 +261,33 @@ def _made(kind: Encoded, args: Encoded, attributes: Mapping[str, Encoded]) -> Ba
 
 
 def decode_error(encoded: Any, task_id: str) -> BaseException:
-    """Return an error that travelled, with its traceback. Never raises."""
-    (how, parts), frames, cause, context, suppressed, inner = encoded
+    """Return an error that travelled, with its traceback and what it comes from. Never raises."""
+    errors: list[BaseException | None] = [None] * len(encoded)
+    for place in reversed(range(len(encoded))):  # members of a group come behind it
+        itself, frames, _, _, _, inner = encoded[place]
+        members = [error for error in (errors[member] for member in inner) if error is not None]
+        error = errors[place] = _decoded(itself, members, task_id)
+        error.__traceback__ = rebuilt(frames)
+    for made, (_, _, cause, context, suppressed, _) in zip(errors, encoded, strict=True):
+        assert made is not None, "all were made"
+        made.__cause__ = None if cause is None else errors[cause]
+        made.__context__ = None if context is None else errors[context]
+        made.__suppress_context__ = suppressed
+    assert errors[0] is not None, "all were made"
+    return errors[0]
+
+
+def _decoded(itself: Any, members: list[BaseException], task_id: str) -> BaseException:
+    how, parts = itself
     try:
         if how == "group":
             kind, message, attributes = parts
-            error: BaseException = decode(kind)(message, [decode_error(each, task_id) for each in inner])
+            error: BaseException = decode(kind)(message, members)
             error.__dict__.update({name: decode(value) for name, value in attributes.items()})
         else:
             error = decode(parts) if how == "whole" else _made(*parts)
     except Exception as unknown:  # its class cannot be imported here
         error = TransferError(task_id, "the exception that it raised", f"{type(unknown).__name__}: {unknown}")
-    error.__traceback__ = rebuilt(frames)
-    if cause is not None:
-        error.__cause__ = decode_error(cause, task_id)
-        error.__context__ = error.__cause__
-    if context is not None:
-        error.__context__ = decode_error(context, task_id)
-    error.__suppress_context__ = suppressed
     return error
 
 
@@ -436,7 +447,10 @@ class Wire:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:  # it is closed over there
             pass
-        self.sock.close()
+        try:
+            self.sock.close()
+        except OSError:  # a task has closed all files that it found
+            pass
 
     # A socket for a further thread of a worker process travels through the one that is there.
 

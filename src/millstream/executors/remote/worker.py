@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
@@ -88,10 +89,24 @@ class Home(ABC):
         """Send what was only kept to be sent together with more."""
 
 
+#: The sockets of this worker process. A process that a task forks must not have them: our parent would not
+#: learn of our end before the end of that process.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def close_sockets() -> None:
+    """Close our copies of them, after a fork."""
+    for sock in list(_sockets):
+        sock.close()
+
+
 class WireHome(Home):
     """A home at the end of a socket."""
 
     def __init__(self, wire: Wire) -> None:
+        if not _sockets and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=close_sockets)
+        _sockets.add(wire.sock)
         self._wire = wire
         self._reading = threading.Lock()  # threads of one task may ask at the same time: one after another
 
