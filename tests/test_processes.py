@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -1541,19 +1542,13 @@ def refused(flow, function, said, inputs=None, **options):
     return caught.value
 
 
-def has_cloudpickle():
-    try:
-        import cloudpickle  # noqa: F401
-    except ImportError:
-        return False
-    return True
+@pytest.fixture
+def no_cloudpickle(monkeypatch):
+    """As if it was not installed."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
 
 
-without_cloudpickle = pytest.mark.skipif(has_cloudpickle(), reason="cloudpickle makes it work")
-
-
-@without_cloudpickle
-def test_a_function_that_cannot_travel(flow):
+def test_a_function_that_cannot_travel(flow, no_cloudpickle):
     """A lambda, a closure and a method of what cannot be pickled are refused by name, in the task that they are."""
     refused(flow, lambda: 1, "its function (")
 
@@ -1586,7 +1581,7 @@ def test_an_argument_that_cannot_travel(flow):
 def test_a_result_that_cannot_travel(flow):
     """The error names the task run and the way to the culprit in its result."""
     refused(flow, tasks.return_lock, "its result['rows'][1][1] (lock)")
-    if not has_cloudpickle():
+    if find_spec("cloudpickle") is None:  # in the worker, too
         refused(flow, tasks.return_function, "its result (")
 
 
@@ -1887,13 +1882,16 @@ def test_a_script_without_a_main_guard_gets_an_error(tmp_path, method):
     assert "if __name__ == " in err
 
 
-@without_cloudpickle
 def test_functions_of_a_prompt_get_a_clear_error(tmp_path):
     """What was defined by ``python -c`` cannot be imported by a worker, and the error says so; other tasks work."""
     out, err = run_script(
         tmp_path,
         """
+        import sys
+
         from millstream import Flow, TransferError
+
+        sys.modules["cloudpickle"] = None  # as if it was not installed
 
         def one():
             return 1

@@ -1,0 +1,161 @@
+"""What the tests have called by jobs of a cluster, beside what worker processes are given, too."""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from millstream import Context, NextTask, current_task
+
+
+def of_this_cluster() -> tuple[Any, ...]:
+    """Return what a task can find out about the cluster that it is called by: that of Dask, which is asked here."""
+    import distributed
+
+    worker = distributed.get_worker()
+    return worker.scheduler.address, worker.address, os.getpid()
+
+
+# ---- what is written down -------------------------------------------------------------------------
+
+
+def write_down(log: str, line: str) -> None:
+    """Add a line to a file that others write to as well."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, f"{line}\n".encode())
+    finally:
+        os.close(file)
+
+
+def recorded(log: str, n: int) -> int:
+    """Do nothing but leave a sign of it."""
+    write_down(log, str(n))
+    return n
+
+
+def slow_square(log: str, n: int) -> int:
+    """Say which process it is in, and take a while."""
+    write_down(log, str(os.getpid()))
+    time.sleep(0.05)
+    return n * n
+
+
+def forever(log: str) -> None:
+    write_down(log, str(os.getpid()))
+    time.sleep(60)
+
+
+def die_at_number(log: str, n: int, deadly: int) -> int:
+    """End the process at one number, in the first attempt."""
+    write_down(log, str(n))
+    if n == deadly and current_task().attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+def pids_of_attempts(ctx: Context) -> list[int]:
+    """Stay in the first attempt for ever, and give the processes of all of them."""
+    ctx.append("pids", os.getpid())
+    if current_task().attempt == 1:
+        time.sleep(60)
+    return list(ctx["pids"])
+
+
+# ---- what streams ---------------------------------------------------------------------------------
+
+
+def count_up(size: int) -> Any:
+    yield from range(size)
+    return "done"
+
+
+def emit_up(ctx: Context, size: int) -> str:
+    for number in range(size):
+        ctx.emit(number)
+    return "done"
+
+
+def count_then_fail(size: int) -> Any:
+    yield from range(size)
+    raise LookupError("no more numbers")
+
+
+def emit_from_threads(ctx: Context, size: int) -> int:
+    """Emit from four threads of the task at once, and write to the context from each."""
+
+    def emit(first: int) -> None:
+        for number in range(size):
+            ctx.emit((first, number))
+            if number % 20 == 0:
+                ctx.update("emitted", lambda so_far: so_far + 1, default=0)
+
+    threads = [threading.Thread(target=emit, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return 4 * size
+
+
+# ---- the context ----------------------------------------------------------------------------------
+
+
+def default_or_value(ctx: Context) -> tuple[Any, Any]:
+    """Ask for a key that nobody has set, and for a task that has not run."""
+    return ctx.get("nowhere", None), ctx.get("later", 5)
+
+
+def later(ctx: Context) -> str:
+    return "late"
+
+
+def get_and_set(ctx: Context, wants: str, gives: str) -> str:
+    """Wait for one key, then set another."""
+    value = ctx.get(wants)
+    ctx[gives] = f"{value}+"
+    return value
+
+
+def ask_and_get(ctx: Context, n: int) -> Any:
+    """Ask for the next one of itself while this one is under way, and wait for what that sets."""
+    if n:
+        yield NextTask("ask_and_get", {"n": n - 1}, spawn_another=True)
+        ctx[f"level-{n}"] = ctx.get(f"level-{n - 1}") + 1
+    else:
+        ctx["level-0"] = 0
+    return n
+
+
+def die_while_others_wait(ctx: Context) -> None:
+    """Wait until all others are waiting, then end the process."""
+    while len(ctx.get("waiting", [])) < 3:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_beside(ctx: Context) -> Any:
+    ctx.append("waiting", os.getpid())
+    return ctx.get("outside", external=True)
+
+
+# ---- processes ------------------------------------------------------------------------------------
+
+
+def overlap(log: str, n: int) -> tuple[float, float, int]:
+    """Say from when to when it was under way, by a clock that all processes of a machine share."""
+    began = time.monotonic()
+    write_down(log, str(os.getpid()))
+    time.sleep(0.05)
+    return began, time.monotonic(), os.getpid()
+
+
+def until_told_or_stopped(log: str, ctx: Context) -> str:
+    """End when it is told to, and say so where it can be read when nobody hears of it any more."""
+    ctx["pid"] = os.getpid()
+    limit = time.monotonic() + 20
+    while not current_task().cancelled and time.monotonic() < limit:
+        time.sleep(0.005)
+    write_down(log, "told" if current_task().cancelled else "not told")
+    return "told"
