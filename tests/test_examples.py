@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tokenize
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
@@ -125,15 +126,22 @@ EXPECTED = {
 
 def run(name, *arguments):
     """Run an example as a program, warnings being errors; return its lines."""
+    return run_program(EXAMPLES / f"{name}.py", *arguments)
+
+
+def run_program(*arguments, errors=""):
+    """Run a program; return its lines. Its errors, if any, begin with ``errors``."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments],
+        [sys.executable, "-W", "error", *arguments],
         capture_output=True,
         encoding="utf-8",
         timeout=50,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        cwd=EXAMPLES.parent,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr.startswith(errors)
+    assert errors or not done.stderr
     return done.stdout.splitlines()
 
 
@@ -145,6 +153,37 @@ def test_example_prints_what_it_should(name):
     assert len(printed) == len(expected), printed
     for line, pattern in zip(printed, expected, strict=True):
         assert re.fullmatch(".*".join(map(re.escape, pattern.split("..."))), line), (line, pattern)
+
+
+#: Examples whose tasks can be pickled, and share no object of this process.
+IN_PROCESSES = ("fetch", "loop", "map_reduce", "routing", "shared_state")
+
+
+@pytest.mark.parametrize("name", IN_PROCESSES)
+def test_example_prints_the_same_with_its_tasks_in_processes(name):
+    """An example whose tasks pickle prints the same when they are called in worker processes."""
+    expected = dedent(EXPECTED[name]).strip("\n").splitlines()
+    printed = run_program("-m", "tests.examples_in_processes", name)
+    for line, pattern in zip(printed, expected, strict=True):
+        assert re.fullmatch(".*".join(map(re.escape, pattern.split("..."))), line), (line, pattern)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process", "ray", "dask"])
+def test_anywhere_prints_the_same_on_every_executor(executor):
+    """The example that only differs in its executor finds the same primes everywhere."""
+    if executor in ("ray", "dask"):
+        needs({"ray": "ray", "dask": "distributed"}[executor])
+    program = EXAMPLES / "anywhere.py"
+    printed = run_program(program, "--on", executor, "--below", "20000", errors=f"on {executor}: ")
+    assert printed == ["2,262 primes below 20,000; the widest gap in a range is 52, after 19,609"]
+
+
+def needs(module):
+    """Skip without an extra, but not where everything must be checked."""
+    if find_spec(module) is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{module} is not installed, and nothing may be skipped here")
+        pytest.skip(f"{module} is not installed: it is part of an extra")
 
 
 def test_streaming_tells_each_step_in_order():
@@ -160,7 +199,7 @@ def test_streaming_tells_each_step_in_order():
 
 def test_every_example_is_tested():
     """No example is left out here."""
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "streaming", "census"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "anywhere", "streaming", "census"}
 
 
 # ---- the census -----------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ class ProcessLink(Link):
                 self.exitcode = self._process.exitcode
                 if self.exitcode is not None:
                     self._watcher.ended(self._process)
-                    self._process.close()  # its files would stay until it is garbage
+                    if not _leaving:  # else ``multiprocessing`` is about to wait for it
+                        self._process.close()  # its files would stay until it is garbage
             return self.exitcode is not None
 
     def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
@@ -237,6 +238,7 @@ def _never_ready(exitcode: int) -> str:
 
 _open: weakref.WeakSet[ProcessPlaces] = weakref.WeakSet()
 _registered: list[bool] = []
+_leaving: list[bool] = []  # the interpreter exits
 
 
 def close_before_multiprocessing(places: ProcessPlaces) -> None:
@@ -251,5 +253,6 @@ def close_before_multiprocessing(places: ProcessPlaces) -> None:
 
 
 def _close_all() -> None:
+    _leaving.append(True)
     for places in list(_open):
         places.shutdown(False)
