@@ -31,6 +31,7 @@ from millstream import (
     TaskFailedError,
     TaskFailureEvent,
     TaskOutput,
+    TaskProgressEvent,
     TaskRetryEvent,
     TaskSkipEvent,
     TaskStartEvent,
@@ -65,6 +66,7 @@ METHODS = {
     "on_task_retry": TaskRetryEvent,
     "on_task_skip": TaskSkipEvent,
     "on_task_coalesced": TaskCoalescedEvent,
+    "on_task_progress": TaskProgressEvent,
 }
 
 
@@ -91,6 +93,8 @@ def told(event):
             return f"{event.id} is skipped"
         case TaskCoalescedEvent():
             return f"{event.id} coalesces"
+        case TaskProgressEvent():
+            return f"{event.id} has done {event.done} of {event.total} ({event.attempt})"
     raise AssertionError(event)
 
 
@@ -620,7 +624,7 @@ def test_a_hook_with_one_method_gets_those_events_alone(executor, method):
         flow.add_task("work", lambda n: None)
         flow.add_task("flaky", Down(1, None), retries=1)
         flow.add_task("choose", lambda: "a", routes=["a", "b"])
-        flow.add_task("a", lambda: None)
+        flow.add_task("a", lambda: current_task().progress(1, 2))
         flow.add_task("b", lambda: None)
         flow.run(["go", "choose"])
         wait(ended)
@@ -1594,3 +1598,43 @@ def test_events_under_load_are_complete_and_in_order(recorder):
             ended.add(event.id)
     assert len(ended) == 2001
     assert (told(events[0]), told(events[-1])) == ("run starts", "run ends: SUCCESS")
+
+
+# ---- progress -------------------------------------------------------------------------------------
+
+
+def works(parts):
+    """A task that says how far it has got."""
+    for part in range(parts):
+        current_task().progress(part + 1, parts)
+    current_task().progress(0.5)
+
+
+async def works_async(parts):
+    """The same as a coroutine."""
+    works(parts)
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread", "asyncio", "process"])
+def test_a_hook_is_told_how_far_a_task_has_got(executor):
+    """Each call of ``progress`` is an event, in order, from threads, loops and processes."""
+    said = []
+    with Flow(executor, hooks=[fn_hook(on_task_progress=lambda event: said.append(told(event)))]) as flow:
+        flow.add_task("work", works_async if executor == "asyncio" else works)
+        flow.run("work", {"parts": 2})
+    assert said == ["work has done 1 of 2 (1)", "work has done 2 of 2 (1)", "work has done 0.5 of None (1)"]
+
+
+def test_progress_outside_of_a_run_tells_nobody():
+    """A task that says how far it has got can be called as a plain function."""
+    works(3)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "error"), [(("a",), TypeError), ((1, "b"), TypeError), ((True,), TypeError), ((-1,), ValueError),
+                           ((1, -2), ValueError), ((float("nan"),), ValueError), ((None,), TypeError)]
+)  # fmt: skip
+def test_progress_takes_numbers(amounts, error):
+    """What is no number from 0 on is refused."""
+    with pytest.raises(error, match=r"progress\(done, total\) takes numbers"):
+        current_task().progress(*amounts)

@@ -183,6 +183,20 @@ class TaskCoalescedEvent(_TaskEvent):
         self.dropped = dropped  #: the inputs of the request, which nobody will see
 
 
+class TaskProgressEvent(_TaskEvent):
+    """A task run says how far it has got."""
+
+    __slots__ = ("attempt", "done", "total")
+
+    def __init__(
+        self, run_id: str, flow: str, at: float, task: str, id: str, attempt: int, done: float, total: float | None
+    ) -> None:
+        super().__init__(run_id, flow, at, task, id)
+        self.attempt = attempt
+        self.done = done  #: how much is done, in units of the task's choice
+        self.total = total  #: how much there is, if the task knows
+
+
 Event: TypeAlias = (
     RunStartEvent
     | RunEndEvent
@@ -192,6 +206,7 @@ Event: TypeAlias = (
     | TaskRetryEvent
     | TaskSkipEvent
     | TaskCoalescedEvent
+    | TaskProgressEvent
 )
 
 #: The method of a hook that is given the events of a class.
@@ -204,6 +219,7 @@ HOOK_METHODS: Mapping[type[Event], str] = {
     TaskRetryEvent: "on_task_retry",
     TaskSkipEvent: "on_task_skip",
     TaskCoalescedEvent: "on_task_coalesced",
+    TaskProgressEvent: "on_task_progress",
 }
 
 #: CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR: flags of code that a mere call does not run.
@@ -299,6 +315,9 @@ class Hook:
     def on_task_coalesced(self, event: TaskCoalescedEvent) -> None:
         """Called when a request was dropped although its inputs were others than those of the task run under way."""
 
+    def on_task_progress(self, event: TaskProgressEvent) -> None:
+        """Called when a task run has said how far it has got (``current_task().progress``)."""
+
 
 class _FunctionHook(Hook):
     """A hook whose methods are the callables that it was given."""
@@ -323,6 +342,7 @@ if TYPE_CHECKING:
         on_task_retry: Callable[[TaskRetryEvent], object]
         on_task_skip: Callable[[TaskSkipEvent], object]
         on_task_coalesced: Callable[[TaskCoalescedEvent], object]
+        on_task_progress: Callable[[TaskProgressEvent], object]
 
 
 def fn_hook(**callables: Unpack[HookFunctions]) -> Hook:

@@ -74,6 +74,7 @@ class CurrentRun(Protocol):
     def deadline(self) -> float | None: ...
     def now(self) -> float: ...
     def emit(self, chunk: StreamChunk) -> None: ...
+    def progress(self, done: float, total: float | None) -> None: ...
     def submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], depends_on: Any, call_key: str | None
     ) -> TaskHandle[Any]: ...
@@ -142,6 +143,25 @@ class CurrentTask:
         """Raise ``TaskCancelledError`` when the task was told to stop."""
         if self._run is not None and self._run.cancelled:
             raise TaskCancelledError(self._run.id)
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Say how far the task has got: hooks are told by a ``TaskProgressEvent``. Outside a run, nobody is.
+
+        Args:
+            done: how much is done, in units of your choice.
+            total: how much there is; None when that is not known.
+
+        Raises:
+            TypeError: no number.
+            ValueError: a negative one, or one that is none (NaN).
+        """
+        for amount in (done,) if total is None else (done, total):
+            if isinstance(amount, bool) or not isinstance(amount, int | float):
+                raise TypeError(f"progress(done, total) takes numbers, not {amount!r}.")
+            if not amount >= 0:
+                raise ValueError(f"progress(done, total) takes numbers from 0 on, not {amount!r}.")
+        if self._run is not None:
+            self._run.progress(done, total)
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:

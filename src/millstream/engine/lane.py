@@ -124,6 +124,9 @@ class Item(TaskRun):
     def emit(self, chunk: StreamChunk) -> None:
         self.run.emit(self, chunk)
 
+    def progress(self, done: float, total: float | None) -> None:
+        self.run.monitor.post(self.run.progressed, self, done, total)
+
     def submit(
         self, fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], depends_on: Any, call_key: str | None
     ) -> TaskHandle[Any]:

@@ -19,6 +19,7 @@ from millstream.events import (
     RunStartEvent,
     TaskCoalescedEvent,
     TaskFailureEvent,
+    TaskProgressEvent,
     TaskRetryEvent,
     TaskSkipEvent,
     TaskStartEvent,
@@ -122,6 +123,9 @@ class Observer:
 
     def coalesced(self, task: str, kept: dict[str, Any], dropped: dict[str, Any]) -> None:
         self._tell(TaskCoalescedEvent, None, task, task, kept, dropped)
+
+    def progressed(self, item: Item, done: float, total: float | None) -> None:
+        self._tell(TaskProgressEvent, None, item.task.name, item.id, item.attempt, done, total)
 
     # ---- inside ---------------------------------------------------------------------------------
 

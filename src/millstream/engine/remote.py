@@ -311,6 +311,9 @@ class Batch:
     def _emit(self, item: Item, task_id: str, value: Any) -> None:
         self.run.emit(item, StreamChunk(task_id, value))
 
+    def _progress(self, item: Item, done: float, total: float | None) -> None:
+        item.progress(done, total)
+
     def _yield(self, item: Item, value: Any) -> None:
         self.run.emit(item, StreamChunk(item.id, value))
 
@@ -346,6 +349,7 @@ OFFERED: dict[str, Callable[..., Any]] = {
     "deps": Batch._deps,
     "metadata": Batch._metadata,
     "emit": Batch._emit,
+    "progress": Batch._progress,
     "yield": Batch._yield,
     "request": Batch._request,
     "refuse": Batch._refuse,

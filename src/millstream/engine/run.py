@@ -696,6 +696,11 @@ class FlowRun(Waiting):
         if task.terms.uses:
             self.plan.limits.began(item, now)
 
+    def progressed(self, item: Item, done: float, total: float | None) -> None:
+        """A task run says how far it has got."""
+        if not item.given_up:
+            self.observer.progressed(item, done, total)
+
     def _attempt_succeeded(self, item: Item, output: Any) -> None:
         """An attempt of a task that is watched succeeded."""
         if item.task.terms.timeout is not None:

@@ -26,6 +26,7 @@ from millstream.events import (
     RunStartEvent,
     TaskCoalescedEvent,
     TaskFailureEvent,
+    TaskProgressEvent,
     TaskRetryEvent,
     TaskSkipEvent,
     TaskStartEvent,
@@ -262,6 +263,7 @@ LEVELS: dict[type, int] = {
     TaskSkipEvent: logging.INFO,
     TaskFailureEvent: logging.WARNING,
     TaskCoalescedEvent: logging.WARNING,
+    TaskProgressEvent: logging.DEBUG,
 }
 
 
@@ -285,5 +287,7 @@ def _said(event: Any) -> tuple[Any, ...]:
             event.task,
             shown(event.dropped),
         )
+    if isinstance(event, TaskProgressEvent):
+        return ("Task %s has done %s of %s", event.id, event.done, "?" if event.total is None else event.total)
     error = event.error
     return ("Task %s failed in attempt %d: %s: %s", event.id, event.attempt, type(error).__name__, shown(error, str))

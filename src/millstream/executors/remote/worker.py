@@ -325,6 +325,9 @@ class RemoteRun:
     def emit(self, chunk: StreamChunk) -> None:
         self.send("emit", *chunk)
 
+    def progress(self, done: float, total: float | None) -> None:
+        self.send("progress", done, total)
+
     def submit(self, fn: Any, *_: Any) -> NoReturn:
         raise FlowError(
             f"Task {self.name} runs in another process, where calls cannot be submitted: return a NextTask, or give "
