@@ -15,9 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import MISSING, Context, crossing
+from millstream.engine.lane import PLAIN, HandedOn
 from millstream.engine.states import Call as Submitted
 from millstream.errors import TaskCancelledError, WorkerLostError
-from millstream.executors.remote.calls import Asked, Bound, Call, Caller, Done, Failed, Lost, Message
+from millstream.executors.remote.calls import Asked, Bound, Caller, Done, Failed, Lost, Message
 from millstream.task import current_run
 from millstream.values import Status, StreamChunk
 
@@ -103,8 +104,8 @@ class Batch:
             bound = task.terms.invoke(item, run.context)
             assert type(bound) is Bound, "tasks of such an executor are bound, not called"
             remaining = self._remaining(item) if run.deadline or task.terms.timeout else None
-            call = Call(*bound, run.id, task.name, item.id, item.path, item.attempt, remaining)
-            return Entry(item, worker.encode(call))
+            facts = (run.id, task.name, item.id, item.path, item.attempt, remaining)
+            return Entry(item, worker.encode(bound, facts))
         except BaseException as error:
             self._begin(item)
             run.report_failure(item, error)
@@ -119,8 +120,6 @@ class Batch:
     def _call_here(self, item: Item) -> None:
         """A task run that needs no other process: it is mapped over items, or has ended already."""
         run, lane = self.run, self.lane
-        from millstream.engine.lane import HandedOn
-
         self.worker.item = item
         current_run.set(item)
         try:
@@ -202,11 +201,13 @@ class Batch:
             return
         # Calls of one task take about the same time; the newest ones say most.
         task.pace = message.seconds if task.pace is None else 0.75 * task.pace + 0.25 * message.seconds
-        try:
-            output, requests = self.lane.outcome(item, message.value)
-        except BaseException as error:
-            run.report_failure(item, error)
-            return
+        output, requests = message.value, None
+        if type(output) not in PLAIN:
+            try:
+                output, requests = self.lane.outcome(item, output)
+            except BaseException as error:
+                run.report_failure(item, error)
+                return
         if run.stream_buffer is not None and run.stream_buffer.full:
             run.wait_for_room()
         run.monitor.post(run.settle, item, output, requests, None)

@@ -11,19 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from millstream.executors.base import Worker
 
-
-class Call(NamedTuple):
-    """A call of a task that is made elsewhere, and what ``current_task()`` is to say there."""
-
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    run_id: str
-    name: str
-    id: str
-    path: int  #: what the key of the task run is made of
-    attempt: int
-    remaining: float | None  #: seconds until its time is up
+#: What ``current_task()`` is to say elsewhere: the id of the run, the name of the task, the id of the task run,
+#: the path that its key is made of, the attempt, and the seconds until its time is up (or None).
+Facts = tuple[str, str, str, int, int, float | None]
 
 
 class Bound(NamedTuple):
@@ -97,7 +87,7 @@ class Caller(Worker, Protocol):
     def open(self) -> None:
         """Get ready for calls. Raises ``Lost``."""
 
-    def encode(self, call: Call) -> Any:
+    def encode(self, call: Bound, facts: Facts) -> Any:
         """Return a call as it travels.
 
         Raises:

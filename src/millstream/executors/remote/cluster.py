@@ -22,7 +22,7 @@ from typing import Any
 
 from millstream.errors import TransferError
 from millstream.executors.places import JOIN
-from millstream.executors.remote.calls import Call, Lost
+from millstream.executors.remote.calls import Lost
 from millstream.executors.remote.places import NAMED, Channel, Line, Link, RemotePlaces, RemoteWorker
 from millstream.executors.remote.wire import Back, Closed, Dumps, To, by_name, culprit, encode
 from millstream.executors.remote.worker import Batch, Home
@@ -517,15 +517,15 @@ class ClusterPlaces(RemotePlaces):
             raise Lost(f"{self.name} is closed", final=True)
         return ClusterLink(JobWire(self.cluster, self.resources), self.kills)
 
-    def encode_function(self, call: Call) -> Any:
-        fn = call.fn
+    def encode_function(self, fn: Any, task_id: str) -> Any:
         try:
             # What the main module of a program has is no use to a worker, which has another one.
             if type(fn) in NAMED and fn.__module__ != "__main__":
                 try:
-                    return by_name(fn)
+                    target = self.targets[fn] = by_name(fn)
+                    return target
                 except Exception:  # it may be defined inside another one
                     pass
             return encode(fn, self.dumps)
         except Exception as error:
-            raise TransferError(call.id, culprit(fn, "its function"), str(error)) from error
+            raise TransferError(task_id, culprit(fn, "its function"), str(error)) from error

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from millstream.errors import TransferError
 from millstream.executors.places import JOIN, Places, ThreadWorker
-from millstream.executors.remote.calls import Asked, Call, Done, Failed, Lost, Message, Returned
+from millstream.executors.remote.calls import Asked, Bound, Done, Facts, Failed, Lost, Message, Returned
 from millstream.executors.remote.wire import (
     SCALARS,
     Back,
@@ -154,14 +154,17 @@ class RemoteWorker(ThreadWorker):
         if channel is not None:
             self.places.put_channel(channel)
 
-    def encode(self, call: Call) -> Any:
-        facts = (call.run_id, call.name, call.id, call.path, call.attempt, call.remaining)
-        return self.places.encode_function(call), self._encoded_arguments(call), facts
-
-    def _encoded_arguments(self, call: Call) -> Any:
+    def encode(self, call: Bound, facts: Facts) -> Any:
+        target = self.places.targets.get(call.fn) if type(call.fn) in NAMED else None
+        if target is None:
+            target = self.places.encode_function(call.fn, facts[2])
         args = call.args
-        if not call.kwargs and SCALARS.issuperset(map(type, args)):
-            return args
+        if call.kwargs or not SCALARS.issuperset(map(type, args)):
+            args = self._encoded_arguments(call, facts[2])
+        return target, args, facts
+
+    def _encoded_arguments(self, call: Bound, task_id: str) -> Any:
+        args = call.args
         try:
             return encode((args, call.kwargs), self.places.dumps)
         except Exception as error:
@@ -171,8 +174,8 @@ class RemoteWorker(ThreadWorker):
                 try:
                     encode(arg, self.places.dumps)
                 except Exception:
-                    raise TransferError(call.id, culprit(arg, f"its argument {name}"), str(error)) from error
-            raise TransferError(call.id, "one of its arguments", str(error)) from error
+                    raise TransferError(task_id, culprit(arg, f"its argument {name}"), str(error)) from error
+            raise TransferError(task_id, "one of its arguments", str(error)) from error
 
     def call(self, calls: Sequence[Any]) -> None:
         channel = self.channel
@@ -305,6 +308,7 @@ class RemotePlaces(Places):
         self.max_calls = max_calls
         #: Held while somebody decides whether a process is to be killed, or gives it something else to do.
         self.aiming = threading.Lock()
+        self.targets: dict[Any, bytes] = {}  #: functions that travel by their names, and these
         # Guarded by _lock, too:
         self.links: list[Link] = []
         self._starting = 0
@@ -318,28 +322,28 @@ class RemotePlaces(Places):
         """
         raise NotImplementedError("every kind of places starts its own links")
 
-    def encode_function(self, call: Call) -> Any:
+    def encode_function(self, fn: Any, task_id: str) -> Any:
         """Return the function of a call as it travels.
 
         Raises:
             TransferError: it cannot.
         """
-        fn = call.fn
         try:
             if type(fn) in NAMED and not (self.imports_main and main_is_lost(fn)):
                 try:
-                    return by_name(fn)
+                    target = self.targets[fn] = by_name(fn)
+                    return target
                 except Exception:  # it may be defined inside another one
                     return encode(fn)
             if not main_is_lost(fn):
                 return encode(fn)
         except Exception as error:
-            raise TransferError(call.id, culprit(fn, "its function"), str(error)) from error
+            raise TransferError(task_id, culprit(fn, "its function"), str(error)) from error
         try:
             import cloudpickle
         except ImportError:
             raise TransferError(
-                call.id, "its function", f"{fn!r} was defined at a prompt: put it in a module, or install cloudpickle"
+                task_id, "its function", f"{fn!r} was defined at a prompt: put it in a module, or install cloudpickle"
             ) from None
         return encode(fn, cloudpickle.dumps)
 

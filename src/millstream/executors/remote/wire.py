@@ -10,7 +10,6 @@ user: nothing else is ever unpickled. May import: errors.
 
 from __future__ import annotations
 
-import functools
 import operator
 import pickle
 import select
@@ -477,7 +476,6 @@ class Wire:
 # ---- functions ----------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1024)
 def by_name(fn: Any) -> bytes:
     """Return a function as its name, from which other processes import it.
 
