@@ -150,8 +150,13 @@ class RemoteWorker(ThreadWorker):
             self._channel = self.places.take_channel()
 
     def release(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        channel = self._channel
+        if channel is not None and self._ids:  # left in the middle: nobody could go on with it
+            channel.link.ended = "its worker has failed"
+            channel.link.kill(channel)
+            self._lost()
+        elif channel is not None:
+            self._channel = None
             self.places.put_channel(channel)
 
     def encode(self, call: Bound, facts: Facts) -> Any:
@@ -210,7 +215,7 @@ class RemoteWorker(ThreadWorker):
             task_id = self._ids.pop(0)
             try:
                 return Done(decode(encoded), seconds)
-            except Exception as error:  # of a class that cannot be imported here
+            except BaseException as error:  # of a class that cannot be imported here, or raises whatever it likes
                 return Failed(TransferError(task_id, "its result", f"{type(error).__name__}: {error}"), seconds)
         if kind == Back.FAILED:
             return Failed(decode_error(told[0], self._ids.pop(0)), told[1])
@@ -223,11 +228,14 @@ class RemoteWorker(ThreadWorker):
         self._asked = called(what, key)
         try:
             args = decode(encoded)
-        except Exception as error:
+        except BaseException as error:
             problem = TransferError(self._ids[0], self._asked, f"{type(error).__name__}: {error}")
             return Asked("refuse", (problem,), waits)
         if what == "log":
-            handle_record(*args)
+            try:
+                handle_record(*args)
+            except Exception:  # a filter, or a handler, of the user's
+                logging.getLogger("millstream").exception("A log record of task run %s was lost", self._ids[0])
             return None
         return Asked(what, args, waits)
 
@@ -284,7 +292,7 @@ class RemoteWorker(ThreadWorker):
         super().dismiss(item)
 
     def _lost(self) -> Lost:
-        channel, self._channel = self.channel, None
+        channel, self._channel, self._ids = self.channel, None, []
         return Lost(self.places.drop(channel), unsure=not channel.link.tells_at_once)
 
 

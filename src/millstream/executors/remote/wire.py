@@ -285,7 +285,7 @@ def _decoded(itself: Any, members: list[BaseException], task_id: str) -> BaseExc
             error.__dict__.update({name: decode(value) for name, value in attributes.items()})
         else:
             error = decode(parts) if how == "whole" else _made(*parts)
-    except Exception as unknown:  # its class cannot be imported here
+    except BaseException as unknown:  # its class cannot be imported here, or raises whatever it likes
         error = TransferError(task_id, "the exception that it raised", f"{type(unknown).__name__}: {unknown}")
     return error
 
