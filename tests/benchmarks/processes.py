@@ -113,7 +113,7 @@ def on_dask() -> Iterator[Row]:
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
         DaskExecutor(client) as executor,
         fan_out(executor) as flow,

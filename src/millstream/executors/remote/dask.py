@@ -119,7 +119,7 @@ class DaskCluster(Cluster):
         self._owns_client = given is None or isinstance(given, str)
         if given is None:
             self._cluster = given = distributed.LocalCluster(
-                threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+                threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
             )
         try:
             if self._owns_client:
