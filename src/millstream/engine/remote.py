@@ -18,7 +18,7 @@ from millstream.context import MISSING, Context, crossing
 from millstream.engine.lane import PLAIN, HandedOn
 from millstream.engine.states import Call as Submitted
 from millstream.errors import TaskCancelledError, WorkerLostError
-from millstream.executors.remote.calls import Asked, Bound, Caller, Done, Failed, Lost, Message
+from millstream.executors.remote.calls import Asked, Bound, Caller, Done, Failed, Lost, Message, Returned
 from millstream.task import current_run
 from millstream.values import Status, StreamChunk
 
@@ -64,6 +64,8 @@ class Batch:
     def __init__(self, lane: Lane, worker: Caller) -> None:
         self.lane, self.worker, self.run = lane, worker, lane.run
         self.entries: deque[Entry] = deque()  #: the first is under way, the others have not begun
+        self.inbox: deque[Message] = deque()  #: messages that were not seen to yet
+        self.reads: list[tuple[str, Any]] = []  #: of updates of the call under way: keys, and the very objects there
 
     # ---- before they are called -----------------------------------------------------------------
 
@@ -86,8 +88,8 @@ class Batch:
                 self.entries.append(entry)
                 pace = item.task.pace
                 seconds += time if pace is None else pace
-                if item.task.terms.timeout is not None:
-                    break  # its process may be killed: nothing shall be behind it
+                if item.task.terms.timeout is not None or isinstance(item.extra, Submitted):
+                    break  # its process may have to be killed for it alone: nothing shall be behind it
             if seconds >= time or len(self.entries) >= most:
                 break
         return True
@@ -156,13 +158,12 @@ class Batch:
 
     def work(self) -> bool:
         """Have them called, and report the outcomes; False when the worker has left its lane."""
-        worker, entries = self.worker, self.entries
+        entries = self.entries
         self._begin(entries[0].item)
         try:
             self._send()
             while entries:
-                for message in worker.receive():
-                    self._handle(message)
+                self._handle(self._next())
         except Lost as lost:
             self._lose(lost)
             return False
@@ -174,16 +175,25 @@ class Batch:
         for left in reversed(range(LOST_MOST)):
             try:
                 self.worker.open()
+                if self.run.stopping:
+                    raise Lost("it was told to stop before it was called", withdrawn=True)
                 self.worker.call(calls)
                 return
             except Lost as lost:
-                if lost.final or not left:
+                if lost.final or lost.withdrawn or not left:
                     raise
+
+    def _next(self) -> Message:
+        """Return the next message, waiting for it."""
+        while not self.inbox:
+            self.inbox.extend(self.worker.receive())
+        return self.inbox.popleft()
 
     def _handle(self, message: Message) -> None:
         kind = type(message)
         if kind is Done or kind is Failed:
             item = self.entries.popleft().item
+            self.reads.clear()
             if self.entries:
                 self._begin(self.entries[0].item)
             self._report(item, message)
@@ -232,7 +242,8 @@ class Batch:
         while self.entries:
             item = self.entries.popleft().item
             self._begin(item)
-            run.report_failure(item, WorkerLostError(item.id, lost.reason))
+            gone = TaskCancelledError(item.id) if lost.withdrawn else WorkerLostError(item.id, lost.reason)
+            run.report_failure(item, gone)
             if not lost.unsure:
                 break
         self._put_back([entry.item for entry in reversed(self.entries)])
@@ -244,12 +255,8 @@ class Batch:
         """Do what a task asks for, and answer."""
         worker = self.worker
         try:
-            if asked.what == "get" and asked.waits and asked.args[0] not in self.run.context:
-                while len(self.entries) > 1:  # they must not wait with it
-                    worker.ask_back()
-                    for message in worker.receive():
-                        self._handle(message)
-                worker.lend(partial(self.run.monitor.post, self.run.blocked.give_up, item))
+            if self._would_wait(asked):
+                self._before_waiting(item)
             answer = OFFERED[asked.what](self, item, *asked.args)
             if asked.waits:
                 worker.answer(answer)
@@ -260,6 +267,21 @@ class Batch:
                 worker.refuse(error)
             else:
                 self.run.report_failure(item, error)
+
+    def _would_wait(self, asked: Asked) -> bool:
+        if not asked.waits or asked.what not in ("get", "read") or asked.args[0] in self.run.context:
+            return False
+        return asked.what == "get" or not asked.args[1]  # an update with a default does not wait
+
+    def _before_waiting(self, item: Item) -> None:
+        """The task under way is going to wait: nothing shall wait with it, and others have its process."""
+        self.worker.ask_back()
+        while True:
+            message = self._next()
+            self._handle(message)
+            if type(message) is Returned and message.asked:
+                break
+        self.worker.lend(partial(self.run.monitor.post, self.run.blocked.give_up, item))
 
     @property
     def context(self) -> Context[Any]:
@@ -283,18 +305,19 @@ class Batch:
     def _delete(self, item: Item, key: str) -> None:
         self.context.delete(key)
 
-    def _read(self, item: Item, key: str, has_default: bool) -> tuple[bool, Any]:
-        """Begin an update: remember the very object that ``swap`` must find again."""
+    def _read(self, item: Item, key: str, has_default: bool) -> tuple[bool, Any, int]:
+        """Begin an update: remember the very object that ``swap`` must find again; return where, as well."""
         found, value = self._find(item, key)
         if not found and not has_default:
             found, value = self._get(item, key, None, False, False)
-        self.read = key, value if found else MISSING_HERE
-        return found, value
+        self.reads.append((key, value if found else MISSING_HERE))
+        return found, value, len(self.reads) - 1
 
-    def _swap(self, item: Item, key: str, new: Any) -> bool:
+    def _swap(self, item: Item, key: str, new: Any, place: int) -> bool:
         """End an update; False when another one came in between."""
-        read, old = self.read
-        assert read == key, "an update reads before it writes"
+        read, old = self.reads[place]
+        assert read == key, "an update writes what it has read"
+        self.reads[place] = key, None
         return self.context._swap(key, old, new, MISSING_HERE)
 
     def _keys(self, item: Item) -> list[str]:

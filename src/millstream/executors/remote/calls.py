@@ -42,6 +42,7 @@ class Returned(NamedTuple):
     """So many of the newest calls have not begun, and never will there."""
 
     calls: int
+    asked: bool  #: it is what ``ask_back`` was for
 
 
 class Asked(NamedTuple):
@@ -62,14 +63,21 @@ class Lost(Exception):  # noqa: N818 - the engine makes an error of it
         reason: what happened, as the end of a sentence.
         final: it is no use to try again.
         unsure: any of the calls may have begun, not only the oldest.
+        withdrawn: the oldest call was given up before it was sent, and none was.
         cause: what was raised over there.
     """
 
     def __init__(
-        self, reason: str, *, final: bool = False, unsure: bool = False, cause: BaseException | None = None
+        self,
+        reason: str,
+        *,
+        final: bool = False,
+        unsure: bool = False,
+        withdrawn: bool = False,
+        cause: BaseException | None = None,
     ) -> None:
         super().__init__(reason)
-        self.reason, self.final, self.unsure, self.cause = reason, final, unsure, cause
+        self.reason, self.final, self.unsure, self.withdrawn, self.cause = reason, final, unsure, withdrawn, cause
 
 
 class Caller(Worker, Protocol):
@@ -107,7 +115,7 @@ class Caller(Worker, Protocol):
         """The same with an error, which is raised there."""
 
     def ask_back(self) -> None:
-        """The oldest call, which has asked, is going to wait: let what is behind it be returned."""
+        """The oldest call, which has asked, is going to wait: let what is behind it be returned, if only nothing."""
 
     def lend(self, when_lost: Callable[[], object]) -> None:
         """The oldest call waits: let others use what it is in.

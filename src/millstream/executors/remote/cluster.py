@@ -24,7 +24,7 @@ from millstream.errors import TransferError
 from millstream.executors.places import JOIN
 from millstream.executors.remote.calls import Lost
 from millstream.executors.remote.places import NAMED, Channel, Line, Link, RemotePlaces, RemoteWorker
-from millstream.executors.remote.wire import Back, Closed, Dumps, To, by_name, culprit, encode
+from millstream.executors.remote.wire import Back, Closed, Dumps, To, by_name, culprit, encode, said
 from millstream.executors.remote.worker import Batch, Home
 
 #: How long the calls of a job are expected to take together, in seconds; long against the cost of a job.
@@ -129,6 +129,7 @@ class MailHome(Home):
     ) -> None:
         self._number, self._deliver, self._told, self.dumps = number, ask, told, dumps
         self._mailing = threading.Lock()  # one exchange at a time
+        self.turn = threading.Lock()
         self._outcomes: deque[tuple[Any, ...]] = deque()  # not sent yet; appended by anybody, without the lock
         self._looked = time.monotonic()
         self._lent: list[threading.Thread] = []
@@ -336,6 +337,11 @@ class Cluster(ABC):
                 return
         when_ended()
 
+    def unwatch(self, number: int) -> None:
+        """Nobody wants to know any more."""
+        with self._lock:
+            self._watched.pop(number, None)
+
     def _lose(self, problem: str) -> None:
         with self._lock:
             self._fetcher = None
@@ -431,6 +437,9 @@ class JobWire:
     def watch(self, when_ended: Callable[[], object]) -> None:
         self._cluster.watch(self._number, when_ended)
 
+    def unwatch(self) -> None:
+        self._cluster.unwatch(self._number)
+
     @property
     def root(self) -> int:
         """The number of the job itself."""
@@ -486,6 +495,9 @@ class ClusterLink(Link):
     def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
         channel.wire.watch(when_ended)  # type: ignore[attr-defined]
 
+    def unwatch(self, channel: Channel) -> None:
+        channel.wire.unwatch()  # type: ignore[attr-defined]
+
     def further(self, channel: Channel) -> Line:
         return channel.wire.lend()  # type: ignore[attr-defined,no-any-return]
 
@@ -528,4 +540,4 @@ class ClusterPlaces(RemotePlaces):
                     pass
             return encode(fn, self.dumps)
         except Exception as error:
-            raise TransferError(task_id, culprit(fn, "its function"), str(error)) from error
+            raise TransferError(task_id, culprit(fn, "its function"), said(error)) from error

@@ -61,17 +61,26 @@ class ProcessLink(Link):
                 self._process.join(timeout)
                 self.exitcode = self._process.exitcode
                 if self.exitcode is not None:
-                    self._watcher.ended(self._process)
+                    self._watcher.forget(self._process)
                     if not _leaving:  # else ``multiprocessing`` is about to wait for it
                         self._process.close()  # its files would stay until it is garbage
-            return self.exitcode is not None
+            ended = self.exitcode is not None
+        if ended:
+            self.has_ended()
+        return ended
 
     def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
+        super().watch(channel, when_ended)
         with self._joining:
             if self.exitcode is None:
-                self._watcher.watch(self._process, when_ended)
+                self._watcher.watch(self._process, self.has_ended)
                 return
-        when_ended()
+        self.has_ended()
+
+    def unwatch(self, channel: Channel) -> None:
+        super().unwatch(channel)
+        if not self._watched:
+            self._watcher.forget(self._process)
 
     def reason(self, channel: Channel) -> str:
         if self.ended:
@@ -105,26 +114,25 @@ class Watcher:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Guarded by _lock: everything below.
-        self._watched: dict[BaseProcess, list[Callable[[], object]]] = {}
+        self._watched: dict[BaseProcess, Callable[[], object]] = {}
         self._bell: tuple[socket.socket, socket.socket] | None = None  # wakes the thread, which is there if this is
 
     def watch(self, process: BaseProcess, when_ended: Callable[[], object]) -> None:
         with self._lock:
-            self._watched.setdefault(process, []).append(when_ended)
+            if process in self._watched:
+                return
+            self._watched[process] = when_ended
             if self._bell is None:
                 self._bell = socket.socketpair()
                 threading.Thread(target=self._serve, args=self._bell, name="millstream-watch", daemon=True).start()
             else:
                 self._bell[1].send(b"!")
 
-    def ended(self, process: BaseProcess) -> None:
-        """Somebody else has seen a process end."""
+    def forget(self, process: BaseProcess) -> None:
+        """Nobody waits for the end of a process any more."""
         with self._lock:
-            callbacks = self._watched.pop(process, ())
-            if callbacks and self._bell is not None:
+            if self._watched.pop(process, None) is not None and self._bell is not None:
                 self._bell[1].send(b"!")
-        for callback in callbacks:
-            callback()
 
     def _serve(self, bell: socket.socket, rings: socket.socket) -> None:
         while True:
@@ -138,9 +146,9 @@ class Watcher:
                     bell.recv(4096)
                     continue
                 with self._lock:
-                    callbacks = self._watched.pop(processes[ready], ())  # type: ignore[index]
-                for callback in callbacks:
-                    callback()
+                    when_ended = self._watched.pop(processes[ready], None)  # type: ignore[index]
+                if when_ended is not None:
+                    when_ended()
         bell.close()
         rings.close()
 

@@ -30,7 +30,12 @@ from millstream.executors.remote.wire import (
     encode,
     encode_error,
     main_is_lost,
+    said,
+    told_of,
 )
+
+#: How long a task that waits has to end when it was given up and others are in its process, in seconds.
+PATIENCE = 0.5
 
 #: Functions of these types are pickled by their names, which never changes.
 NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -68,6 +73,10 @@ class Link:
         self.waiting = 0  #: of these, how many have a task that waits
         self.calls = 0  #: how many it was given
         self.ended = ""  #: why it was, or will be, ended by us
+        self._watching = threading.Lock()
+        # Guarded by _watching:
+        self._watched: dict[Channel, Callable[[], object]] = {}
+        self._gone = False
 
     def kill(self, channel: Channel | None = None) -> None:
         """End it, whatever it does, for the sake of what ``channel`` does."""
@@ -86,8 +95,26 @@ class Link:
         return self.ended or "its worker process has ended"
 
     def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
-        """Call this when it has ended: nobody may be there who receives."""
-        raise NotImplementedError("every kind of link has its own way")
+        """Call this when it has ended: nobody may be there who receives. Until ``unwatch``."""
+        with self._watching:
+            ended = self._gone
+            if not ended:
+                self._watched[channel] = when_ended
+        if ended:
+            when_ended()
+
+    def unwatch(self, channel: Channel) -> None:
+        """Nobody wants to know any more, for ``channel``."""
+        with self._watching:
+            self._watched.pop(channel, None)
+
+    def has_ended(self) -> None:
+        """It has ended: tell those who watch it."""
+        with self._watching:
+            self._gone = True
+            watched, self._watched = self._watched, {}
+        for when_ended in watched.values():
+            when_ended()
 
     def further(self, channel: Channel) -> Line:
         """Return a line to a further thread of the process; the thread of ``channel`` waits.
@@ -132,6 +159,8 @@ class RemoteWorker(ThreadWorker):
         self._channel: Channel | None = None
         self._ids: list[str] = []  # of the calls that it was given, the oldest first
         self._asked = ""  # what the oldest asks for
+        self._told: object = None  # the newest task run that was told to stop
+        self._unwanted: object = None  # the newest one that was given up before it was called
 
     @property
     def channel(self) -> Channel:
@@ -150,6 +179,7 @@ class RemoteWorker(ThreadWorker):
             self._channel = self.places.take_channel()
 
     def release(self) -> None:
+        self._told = self._unwanted = None  # no run is kept alive
         channel = self._channel
         if channel is not None and self._ids:  # left in the middle: nobody could go on with it
             channel.link.ended = "its worker has failed"
@@ -179,19 +209,23 @@ class RemoteWorker(ThreadWorker):
                 try:
                     encode(arg, self.places.dumps)
                 except Exception:
-                    raise TransferError(task_id, culprit(arg, f"its argument {name}"), str(error)) from error
-            raise TransferError(task_id, "one of its arguments", str(error)) from error
+                    raise TransferError(task_id, culprit(arg, f"its argument {name}"), said(error)) from error
+            raise TransferError(task_id, "one of its arguments", said(error)) from error
 
     def call(self, calls: Sequence[Any]) -> None:
         channel = self.channel
         with self.places.aiming:  # who kills an older call must have done so
+            if self._unwanted is not None and self._unwanted is self.item:
+                raise Lost("it was given up before it was called", withdrawn=True)
             if channel.link.ended:
                 raise self._lost()
             channel.link.calls += len(calls)
+            self._ids = [facts[2] for _, _, facts in calls]
         channel.number += 1
-        self._ids = [facts[2] for _, _, facts in calls]
         try:
             channel.wire.send((To.CALLS, channel.number, calls))
+            if self._told is not None and self._told is self.item:  # meanwhile: the note may have come too early
+                channel.wire.send((To.STOP, channel.number))
         except Closed:
             raise self._lost() from None
 
@@ -216,20 +250,20 @@ class RemoteWorker(ThreadWorker):
             try:
                 return Done(decode(encoded), seconds)
             except BaseException as error:  # of a class that cannot be imported here, or raises whatever it likes
-                return Failed(TransferError(task_id, "its result", f"{type(error).__name__}: {error}"), seconds)
+                return Failed(TransferError(task_id, "its result", told_of(error)), seconds)
         if kind == Back.FAILED:
             return Failed(decode_error(told[0], self._ids.pop(0)), told[1])
         if kind == Back.RETURNED:
             if told[0]:
                 del self._ids[-told[0] :]
-            return Returned(told[0])
+            return Returned(*told)
         what, key, encoded = told
         waits = kind == Back.ASKED
         self._asked = called(what, key)
         try:
             args = decode(encoded)
         except BaseException as error:
-            problem = TransferError(self._ids[0], self._asked, f"{type(error).__name__}: {error}")
+            problem = TransferError(self._ids[0], self._asked, told_of(error))
             return Asked("refuse", (problem,), waits)
         if what == "log":
             try:
@@ -244,7 +278,7 @@ class RemoteWorker(ThreadWorker):
             encoded = encode(value, self.places.dumps)
         except Exception as error:
             part = value[1] if type(value) is tuple else value  # else whether there is one, and which
-            raise TransferError(self._ids[0], culprit(part, self._asked), str(error)) from error
+            raise TransferError(self._ids[0], culprit(part, self._asked), said(error)) from error
         self._reply(To.ANSWER, encoded)
 
     def refuse(self, error: BaseException) -> None:
@@ -254,6 +288,7 @@ class RemoteWorker(ThreadWorker):
         channel = self.channel
         if channel.lent:
             self.places.lent(channel, False)
+            channel.link.unwatch(channel)
         try:
             channel.wire.send((kind, encoded))
         except Closed:
@@ -273,6 +308,7 @@ class RemoteWorker(ThreadWorker):
             raise self._lost() from None
 
     def stop(self, item: object) -> None:
+        self._told = item
         channel = self._channel
         if channel is not None and self.item is item:
             try:
@@ -280,12 +316,21 @@ class RemoteWorker(ThreadWorker):
             except Closed:  # who receives finds out
                 pass
 
-    def dismiss(self, item: object) -> None:
+    def dismiss(self, item: object, at_once: bool = False) -> None:
         with self.places.aiming:
             channel = self._channel
-            if self.item is not item or channel is None:
+            if self.item is not item:
+                return
+            if not self._ids or channel is None:  # it was not called yet
+                self._unwanted = item
                 return
             if channel.link.kills:
+                if channel.lent and not at_once:
+                    # What it waits for raises now, in the task. Others are in its process.
+                    patience = threading.Timer(PATIENCE, self.dismiss, (item, True))
+                    patience.daemon = True
+                    patience.start()
+                    return
                 channel.link.ended = f"its worker process was stopped to stop {getattr(item, 'id', item)}"
                 channel.link.kill(channel)
                 return
@@ -293,6 +338,7 @@ class RemoteWorker(ThreadWorker):
 
     def _lost(self) -> Lost:
         channel, self._channel, self._ids = self.channel, None, []
+        channel.link.unwatch(channel)
         return Lost(self.places.drop(channel), unsure=not channel.link.tells_at_once)
 
 
@@ -346,7 +392,7 @@ class RemotePlaces(Places):
             if not main_is_lost(fn):
                 return encode(fn)
         except Exception as error:
-            raise TransferError(task_id, culprit(fn, "its function"), str(error)) from error
+            raise TransferError(task_id, culprit(fn, "its function"), said(error)) from error
         try:
             import cloudpickle
         except ImportError:
@@ -450,6 +496,12 @@ class RemotePlaces(Places):
 
     def shutdown(self, wait: bool = True) -> None:
         """Send every sleeping thread home, and end the processes; those that still work are killed."""
+        with self._lock:
+            self.closed = True
+            working = [link for link in self.links if link.busy]
+        for link in working:  # first: their threads are waited for
+            link.ended = link.ended or f"{self.name} was shut down"
+            link.kill()
         super().shutdown(wait)
         with self._lock:
             links, self.links = self.links, []

@@ -15,12 +15,11 @@ import socket
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from millstream.executors.places import ThreadWorker
 from millstream.executors.remote.calls import Lost
-from millstream.executors.remote.places import Channel, Link, RemotePlaces, RemoteWorker
+from millstream.executors.remote.places import Link, RemotePlaces, RemoteWorker
 from millstream.executors.remote.wire import Closed, To, Wire
 from millstream.executors.remote.worker import attend
 
@@ -46,10 +45,7 @@ class PoolLink(Link):
 
     def __init__(self, wire: Wire, job: concurrent.futures.Future[None]) -> None:
         super().__init__(wire)
-        self._job = job
-
-    def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
-        self._job.add_done_callback(lambda _: when_ended())
+        job.add_done_callback(lambda _: self.has_ended())
 
     def close(self) -> None:
         for channel in self.free:

@@ -216,28 +216,34 @@ def _error_itself(error: BaseException, task_id: str, group: bool, dumps: Dumps 
         message = getattr(error, "message", "")
         try:
             return "group", (encode(type(error), dumps), str(message), _picklable(vars(error), dumps))
-        except Exception:
+        except BaseException:
             return "group", (encode(BaseExceptionGroup), str(message), {})
     try:
         whole = encode(error, dumps)
         if type(decode(whole)) is type(error):  # many can be pickled, and not be made again
             return "whole", whole
-    except Exception:
+    except BaseException:
         pass
     try:
         made = encode(type(error), dumps), encode(error.args, dumps), _picklable(vars(error), dumps)
         _made(*made)
-    except Exception as problem:
-        what = f"the {type(error).__qualname__} that it raised ({_said(error)})"
-        return "whole", encode(TransferError(task_id, what, _said(problem)))
+    except BaseException as problem:
+        what = f"the {type(error).__qualname__} that it raised ({said(error)})"
+        return "whole", encode(TransferError(task_id, what, said(problem)))
     return "parts", made
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """Return the text of an error, also of one that cannot give it."""
     try:
         return str(error)
-    except Exception:
+    except BaseException:
         return type(error).__name__
+
+
+def told_of(error: BaseException) -> str:
+    """Return the kind of an error and what it says."""
+    return f"{type(error).__name__}: {said(error)}"
 
 
 def _picklable(attributes: Mapping[str, Any], dumps: Dumps | None) -> dict[str, Encoded]:
@@ -245,7 +251,7 @@ def _picklable(attributes: Mapping[str, Any], dumps: Dumps | None) -> dict[str, 
     for name, value in attributes.items():
         try:
             kept[name] = encode(value, dumps)
-        except Exception:  # an error without one of its attributes says more than none
+        except BaseException:  # an error without one of its attributes says more than none
             pass
     return kept
 
@@ -286,7 +292,7 @@ def _decoded(itself: Any, members: list[BaseException], task_id: str) -> BaseExc
         else:
             error = decode(parts) if how == "whole" else _made(*parts)
     except BaseException as unknown:  # its class cannot be imported here, or raises whatever it likes
-        error = TransferError(task_id, "the exception that it raised", f"{type(unknown).__name__}: {unknown}")
+        error = TransferError(task_id, "the exception that it raised", told_of(unknown))
     return error
 
 

@@ -43,6 +43,7 @@ from millstream.executors.remote.wire import (
     decode_error,
     encode,
     encode_error,
+    said,
     travels,
 )
 from millstream.monitor import Monitor
@@ -72,6 +73,8 @@ class Home(ABC):
     dumps: Dumps | None = None
     #: Whether it keeps messages until there are more, or ``flush`` is called.
     keeps = False
+    #: Held by the thread of a task that asks, and while a call ends: nobody asks for one that has ended.
+    turn: threading.Lock
 
     @abstractmethod
     def tell(self, message: tuple[Any, ...]) -> None:
@@ -79,11 +82,11 @@ class Home(ABC):
 
     @abstractmethod
     def ask(self, message: tuple[Any, ...], batch: Batch) -> tuple[Any, ...]:
-        """Send a message, wait for the answer to it, and return that."""
+        """Send a message, wait for the answer to it, and return that. The caller has its turn."""
 
     @abstractmethod
     def look(self, batch: Batch) -> None:
-        """See whether ``batch`` was told to stop; never waits for long."""
+        """See whether ``batch`` was told to stop; never waits for long. The caller has its turn."""
 
     def flush(self) -> None:  # noqa: B027 - most have nothing to send
         """Send what was only kept to be sent together with more."""
@@ -108,27 +111,22 @@ class WireHome(Home):
             os.register_at_fork(after_in_child=close_sockets)
         _sockets.add(wire.sock)
         self._wire = wire
-        self._reading = threading.Lock()  # threads of one task may ask at the same time: one after another
+        self.turn = threading.Lock()
 
     def tell(self, message: tuple[Any, ...]) -> None:
         self._wire.send(message)
 
     def ask(self, message: tuple[Any, ...], batch: Batch) -> tuple[Any, ...]:
-        with self._reading:
-            self._wire.send(message)
-            while True:
-                answer: tuple[Any, ...] = self._wire.receive()
-                if answer[0] in (To.ANSWER, To.REFUSAL):
-                    return answer
-                self._note(answer, batch)
+        self._wire.send(message)
+        while True:
+            answer: tuple[Any, ...] = self._wire.receive()
+            if answer[0] in (To.ANSWER, To.REFUSAL):
+                return answer
+            self._note(answer, batch)
 
     def look(self, batch: Batch) -> None:
-        if self._reading.acquire(False):  # else a thread of this very task waits for an answer
-            try:
-                while self._wire.waiting:
-                    self._note(self._wire.receive(), batch)
-            finally:
-                self._reading.release()
+        while self._wire.waiting:
+            self._note(self._wire.receive(), batch)
 
     def _note(self, message: tuple[Any, ...], batch: Batch) -> None:
         kind = message[0]
@@ -199,14 +197,17 @@ class Batch:
             self._under_way = True
             return self.calls.popleft()
 
-    def done(self, outcome: tuple[Any, ...]) -> None:
+    def done(self, run: RemoteRun, outcome: tuple[Any, ...]) -> None:
         """The call that is under way has ended."""
-        if self.calls and time.monotonic() - self._looked > LOOK:
-            self.home.look(self)
-            self._looked = time.monotonic()
-        with self._lock:
-            self._under_way = False
-        self.home.tell(outcome)
+        with self.home.turn:  # what threads of the task have asked for is answered first
+            if self.calls and time.monotonic() - self._looked > LOOK:
+                self.home.look(self)
+                self._looked = time.monotonic()
+            with run.telling:
+                run.over = True
+                with self._lock:
+                    self._under_way = False
+                self.home.tell(outcome)
 
     def give_back(self, say: bool = False) -> None:
         """Give back what has not begun; ``say`` so even if that is nothing.
@@ -218,7 +219,7 @@ class Batch:
             if self._under_way and (self.calls or say):
                 left = len(self.calls)
                 self.calls.clear()
-                self.home.tell((Back.RETURNED, left))
+                self.home.tell((Back.RETURNED, left, say))
 
     def stop(self) -> None:
         """Tell the call that is under way to stop; nothing new begins."""
@@ -261,7 +262,7 @@ class Guard:
                         batch.home.flush()
                     except Closed:  # the thread that calls finds out as well
                         pass
-                    if not batch.home.keeps:
+                    if not (batch.calls or batch.home.keeps):
                         self.forget(batch)
                 elif batch in self._batches:
                     self._batches[batch] = batch.begun
@@ -301,6 +302,7 @@ class RemoteRun:
         self.run_id, self.name, self.id, self.path, self.attempt, remaining = facts
         self.deadline = None if remaining is None else time.monotonic() + remaining
         self.over = False  #: the call has ended, and what its code still does changes nothing
+        self.telling = threading.Lock()  #: held while something is told, and when the end is
         self._batch = batch
 
     # What ``current_task()`` asks for.
@@ -315,8 +317,13 @@ class RemoteRun:
 
     @property
     def cancelled(self) -> bool:
-        if not self._batch.told and not self.over:
-            self._batch.home.look(self._batch)
+        home = self._batch.home
+        if not self._batch.told and home.turn.acquire(False):  # else a thread of this very task waits for an answer
+            try:
+                if not self.over:
+                    home.look(self._batch)
+            finally:
+                home.turn.release()
         return self._batch.told
 
     def now(self) -> float:
@@ -338,17 +345,21 @@ class RemoteRun:
 
     def ask(self, what: str, *args: Any) -> Any:
         """Have something done by the parent, and return what it gives; raises what it raises."""
-        if self.over:
-            raise TaskCancelledError(self.id)
-        kind, answer = self._batch.home.ask((Back.ASKED, what, *self._encoded(what, args)), self._batch)
+        message = (Back.ASKED, what, *self._encoded(what, args))
+        with self._batch.home.turn:
+            if self.over:
+                raise TaskCancelledError(self.id)
+            kind, answer = self._batch.home.ask(message, self._batch)
         if kind == To.REFUSAL:
             raise decode_error(answer, self.id)
         return decode(answer)
 
     def send(self, what: str, *args: Any) -> None:
         """Have something done by the parent, without waiting for it."""
-        if not self.over:
-            self._batch.home.tell((Back.SENT, what, *self._encoded(what, args)))
+        message = (Back.SENT, what, *self._encoded(what, args))
+        with self.telling:
+            if not self.over:
+                self._batch.home.tell(message)
 
     def _encoded(self, what: str, args: tuple[Any, ...]) -> tuple[str | None, Any]:
         """Return the key that it is about, if any, and the arguments as they travel."""
@@ -357,7 +368,7 @@ class RemoteRun:
             return key, encode(args, self._batch.home.dumps)
         except Exception as error:
             part = next((arg for arg in args if not travels(arg)), args)
-            raise TransferError(self.id, culprit(part, called(what, key)), str(error)) from error
+            raise TransferError(self.id, culprit(part, called(what, key)), said(error)) from error
 
     # The call.
 
@@ -370,8 +381,7 @@ class RemoteRun:
             raise
         except BaseException as error:  # whatever a task raises is an outcome of it
             outcome = Back.FAILED, encode_error(error, self.id, _PACKAGE, self._batch.home.dumps)
-        self.over = True
-        self._batch.done((*outcome, time.monotonic() - began))
+        self._batch.done(self, (*outcome, time.monotonic() - began))
 
     def _result(self, target: Any, given: Any) -> Any:
         """Call, and return what that gave as it travels. In context variables of its own."""
@@ -393,19 +403,19 @@ class RemoteRun:
         try:
             return encode(result, self._batch.home.dumps)
         except Exception as error:
-            raise TransferError(self.id, culprit(result, "its result"), str(error)) from error
+            raise TransferError(self.id, culprit(result, "its result"), said(error)) from error
 
     def _decoded(self, target: Any, given: Any) -> tuple[Any, Iterable[Any], Mapping[str, Any]]:
         try:
             fn = imported(target) if type(target) is bytes else decode(target)
         except Exception as error:
-            raise TransferError(self.id, "its function", f"{error} in the worker process") from error
+            raise TransferError(self.id, "its function", f"{said(error)} in the worker process") from error
         if type(given) is tuple:
             return fn, given, {}
         try:
             args, kwargs = decode(given)
         except Exception as error:
-            raise TransferError(self.id, "one of its arguments", f"{error} in the worker process") from error
+            raise TransferError(self.id, "one of its arguments", f"{said(error)} in the worker process") from error
         return fn, args, kwargs
 
     def _iterate(self, generator: Generator[Any, None, Any]) -> Any:
@@ -538,9 +548,9 @@ class RemoteContext(Context[Any]):
         if not callable(fn):
             raise TypeError(f"Context.update({key!r}, fn) takes a callable, not {fn!r}.")
         while True:
-            found, old = self._run.ask("read", key, default is not MISSING)
+            found, old, place = self._run.ask("read", key, default is not MISSING)
             new = fn(old if found else default)
-            if self._run.ask("swap", key, new):
+            if self._run.ask("swap", key, new, place):
                 return new
 
     def append(self, key: str, value: Any) -> None:
