@@ -120,14 +120,22 @@ class MailHome(Home):
         ask: delivers a frame of a job and returns the answer.
         told: whether a job is to stop.
         dumps: what pickles values.
+        waits: called with True before a long wait, and with False after it, in the thread that waits: jobs that
+            the cluster keeps in line may be what is waited for, so they must have our place.
     """
 
     keeps = True
 
     def __init__(
-        self, number: int, ask: Callable[[int, bytes], bytes], told: Callable[[int], bool], dumps: Dumps | None
+        self,
+        number: int,
+        ask: Callable[[int, bytes], bytes],
+        told: Callable[[int], bool],
+        dumps: Dumps | None,
+        waits: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._number, self._deliver, self._told, self.dumps = number, ask, told, dumps
+        self._waits = waits
         self._mailing = threading.Lock()  # one exchange at a time
         self.turn = threading.Lock()
         self._outcomes: deque[tuple[Any, ...]] = deque()  # not sent yet; appended by anybody, without the lock
@@ -143,14 +151,23 @@ class MailHome(Home):
     def ask(self, message: tuple[Any, ...], batch: Batch) -> tuple[Any, ...]:
         with self._mailing:
             self._outcomes.append(message)
-            while True:
-                answer = self._exchange()
-                if answer[0] in (To.ANSWER, To.REFUSAL):
-                    return answer
-                if answer[0] == To.RETURN:
-                    batch.give_back(say=True)
-                elif answer[0] == To.LEND:
-                    self._lend(answer[1])
+            waits = False
+            try:
+                while True:
+                    answer = self._exchange()
+                    if answer[0] in (To.ANSWER, To.REFUSAL):
+                        return answer
+                    if answer[0] == To.RETURN:
+                        batch.give_back(say=True)
+                    elif answer[0] == To.LEND:
+                        if answer[1] is not None:
+                            self._lend(answer[1])
+                        if not waits:
+                            self._waits(True)
+                            waits = True
+            finally:
+                if waits:
+                    self._waits(False)
 
     def _lend(self, number: int) -> None:
         """The thread of this home waits: another one does calls, under a number of its own."""
@@ -430,6 +447,11 @@ class JobWire:
         self._fetch()  # the note has arrived
         return wire
 
+    def will_wait(self) -> None:
+        """The job is going to wait, and need not be lent."""
+        self._answer((To.LEND, None))
+        self._fetch()
+
     def kill(self) -> None:
         if self.job is not None:
             self._cluster.cancel(self.job)
@@ -501,6 +523,9 @@ class ClusterLink(Link):
     def further(self, channel: Channel) -> Line:
         return channel.wire.lend()  # type: ignore[attr-defined,no-any-return]
 
+    def will_wait(self, channel: Channel) -> None:
+        channel.wire.will_wait()  # type: ignore[attr-defined]
+
 
 class ClusterWorker(RemoteWorker):
     """A thread of ours that has task runs called by jobs of a cluster."""
@@ -512,6 +537,7 @@ class ClusterPlaces(RemotePlaces):
     """Places whose task runs are called by jobs that need the same resources."""
 
     imports_main = False  # functions of the main module travel as a whole
+    lends_first = True  # a job that waits has a process already; a new one may stand in line for it
 
     def __init__(self, cluster: Cluster, resources: dict[str, Any], max_workers: int | None) -> None:
         # As many again stand in line in the cluster, so that none of its workers waits for us.

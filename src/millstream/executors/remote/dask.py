@@ -101,10 +101,16 @@ def job(frame: bytes, number: int, name: str, level: int) -> None:
     def told(number: int) -> bool:
         return bool(call("told", number))
 
+    def waits(begins: bool) -> None:
+        if begins:
+            distributed.secede()
+        else:
+            distributed.rejoin()
+
     if not call("begin", number, address=worker.address, process=os.getpid()):
         raise FlowError(f"Job {number} of {name} has begun before: its outcome was told as lost.")
     send_log(level)
-    rest = do_job(frame, MailHome(number, ask, told, cloudpickle.dumps))
+    rest = do_job(frame, MailHome(number, ask, told, cloudpickle.dumps, waits))
     worker.loop.add_callback(worker.batched_stream.send, {"op": f"{name}-done", "job": number, "frame": rest})
 
 

@@ -94,6 +94,9 @@ class Link:
         """Return why it has ended, as the end of a sentence."""
         return self.ended or "its worker process has ended"
 
+    def will_wait(self, channel: Channel) -> None:
+        """The task of ``channel`` is going to wait; the process is lent already."""
+
     def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
         """Call this when it has ended: nobody may be there who receives. Until ``unwatch``."""
         with self._watching:
@@ -352,6 +355,8 @@ class RemotePlaces(Places):
 
     remote = True
     kills = True
+    #: Whether a process that is lent is to be preferred to an idle one, or a new one.
+    lends_first = False
     #: Whether its processes belong to somebody else, who has them back after each stay.
     borrows = False
     #: What pickles in the place of ``pickle.dumps``; see ``wire.encode``.
@@ -439,8 +444,9 @@ class RemotePlaces(Places):
     def _free_channel(self) -> Channel | None:
         usable = [link for link in self.links if link.free and not link.ended]
         idle = [link for link in usable if not link.busy]
-        if not idle and len(self.links) + self._starting >= self.capacity:
-            idle = sorted((link for link in usable if link.busy == link.waiting), key=lambda link: link.waiting)
+        if self.lends_first or (not idle and len(self.links) + self._starting >= self.capacity):
+            lent = [link for link in usable if link.busy and link.busy == link.waiting]
+            idle = sorted(lent, key=lambda link: link.waiting) or idle
         if not idle:
             return None
         idle[0].busy += 1
@@ -493,6 +499,8 @@ class RemotePlaces(Places):
             wire = link.further(channel)
             with self._lock:
                 link.free.append(Channel(link, wire))
+        elif lent:
+            link.will_wait(channel)
 
     def shutdown(self, wait: bool = True) -> None:
         """Send every sleeping thread home, and end the processes; those that still work are killed."""

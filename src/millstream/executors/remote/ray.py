@@ -32,15 +32,22 @@ def job(frame: bytes, number: int, box_name: str, level: int) -> bytes:
     if box is None:
         box = _boxes[box_name] = ray.get_actor(box_name)
 
-    def ask(number: int, frame: bytes) -> bytes:
-        # Not by ``ray.get``, which would give our place to a job in another process: Ray starts few of those.
-        answer: bytes = box.ask.remote(number, frame).future().result()
+    waiting = False
+
+    def waits(begins: bool) -> None:
+        nonlocal waiting
+        waiting = begins
+
+    def ask(asking: int, frame: bytes) -> bytes:
+        reference = box.ask.remote(asking, frame)
+        # ``ray.get`` gives our place to another job, for which Ray has to start a process.
+        answer: bytes = ray.get(reference) if waiting and asking == number else reference.future().result()
         return answer
 
-    def told(number: int) -> bool:
-        return bool(box.told.remote(number).future().result())
+    def told(asking: int) -> bool:
+        return bool(box.told.remote(asking).future().result())
 
-    return do_job(frame, MailHome(number, ask, told, ray.cloudpickle.dumps))
+    return do_job(frame, MailHome(number, ask, told, ray.cloudpickle.dumps, waits))
 
 
 class RayCluster(Cluster):
