@@ -18,7 +18,7 @@ from millstream.context import MISSING, Context, crossing
 from millstream.engine.lane import PLAIN, HandedOn
 from millstream.engine.states import Call as Submitted
 from millstream.errors import TaskCancelledError, WorkerLostError
-from millstream.executors.remote.calls import Asked, Bound, Caller, Done, Failed, Lost, Message, Returned
+from millstream.executors.remote.calls import Asked, Begun, Bound, Caller, Done, Failed, Lost, Message, Returned
 from millstream.task import current_run
 from millstream.values import Status, StreamChunk
 
@@ -161,6 +161,8 @@ class Batch:
         entries = self.entries
         self._begin(entries[0].item)
         try:
+            if self.worker.stands_in_line and entries[0].item.task.terms.timeout is not None:
+                self.run.stop_time(entries[0].item)
             self._send()
             while entries:
                 self._handle(self._next())
@@ -197,6 +199,10 @@ class Batch:
             if self.entries:
                 self._begin(self.entries[0].item)
             self._report(item, message)
+        elif kind is Begun:
+            item = self.entries[0].item
+            if item.task.terms.timeout is not None:
+                self.run.monitor.post(self.run.start_time, item)
         elif kind is Asked:
             self._serve(self.entries[0].item, message)  # type: ignore[arg-type]
         else:

@@ -11,6 +11,7 @@ never the flow.
 from __future__ import annotations
 
 import logging
+import math
 import os.path
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -691,8 +692,7 @@ class FlowRun(Waiting):
         task.attempt = item.attempt
         self.observer.attempt_began(item)  # first: nothing that comes of it may be told before
         if task.terms.timeout is not None:
-            item.limit = now + task.terms.timeout
-            item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
+            self.start_time(item)
         if task.terms.uses:
             self.plan.limits.began(item, now)
 
@@ -700,6 +700,17 @@ class FlowRun(Waiting):
         """A task run says how far it has got."""
         if not item.given_up:
             self.observer.progressed(item, done, total)
+
+    def start_time(self, item: Item) -> None:
+        """The time of an attempt begins."""
+        if not item.given_up:
+            item.limit = self.clock.now() + item.task.terms.timeout
+            item.timer = self.clock.call_at(item.limit, partial(self.monitor.post, self._expire, item))
+
+    def stop_time(self, item: Item) -> None:
+        """The code of an attempt stands in line somewhere: its time has not begun after all."""
+        item.timer.cancel()
+        item.limit = math.inf
 
     def _attempt_succeeded(self, item: Item, output: Any) -> None:
         """An attempt of a task that is watched succeeded."""

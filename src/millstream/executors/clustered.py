@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
 from millstream.executors.base import Executor, Workers
+from millstream.executors.places import end_at_exit
 from millstream.task import check_count
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class ClusterExecutor(Executor):
             places = self._places.get(key)
             if places is None:
                 places = self._places[key] = ClusterPlaces(self._cluster, resources, self._max_workers)
+                end_at_exit(self, places)
             return places
 
     def shutdown(self, wait: bool = True) -> None:

@@ -53,7 +53,11 @@ class Asked(NamedTuple):
     waits: bool  #: for ``answer`` or ``refuse``
 
 
-Message = Done | Failed | Returned | Asked
+class Begun(NamedTuple):
+    """The calls stand in line no more."""
+
+
+Message = Done | Failed | Returned | Asked | Begun
 
 
 class Lost(Exception):  # noqa: N818 - the engine makes an error of it
@@ -91,6 +95,8 @@ class Caller(Worker, Protocol):
     room: int
     #: How long the calls of a batch shall take together, in seconds; long against the cost of a message.
     batch_time: float
+    #: Whether calls may have to wait for a place over there; ``Begun`` comes then if they have a time limit.
+    stands_in_line: bool
 
     def open(self) -> None:
         """Get ready for calls. Raises ``Lost``."""

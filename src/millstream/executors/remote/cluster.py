@@ -182,10 +182,17 @@ class MailHome(Home):
             with self._mailing:
                 answer = self._exchange()
             if answer[0] == To.CALLS:
-                Batch(answer[1], answer[2], self).work()
+                self.work(answer[1], answer[2])
             elif answer[0] == To.LEAVE:
                 break
         self.wait_for_lent()
+
+    def work(self, number: int, calls: Any) -> None:
+        """Do the calls of a batch."""
+        if any(facts[-1] is not None for _, _, facts in calls):  # their time begins now
+            self.tell((Back.BEGUN,))
+            self.flush()
+        Batch(number, calls, self).work()
 
     def look(self, batch: Batch) -> None:
         if time.monotonic() - self._looked > LOOK:
@@ -225,7 +232,7 @@ class MailHome(Home):
 def do_job(frame: bytes, home: MailHome) -> bytes:
     """Do the calls of a job; return what of their outcomes was not sent."""
     _, number, calls = pickle.loads(frame)
-    Batch(number, calls, home).work()
+    home.work(number, calls)
     home.wait_for_lent()
     return home.rest()
 
@@ -295,7 +302,9 @@ class Cluster(ABC):
         try:
             return self.submit(frame, number, resources)
         except Exception as error:
-            raise Closed(str(error)) from error
+            with self._lock:
+                self._jobs.pop(number, None)
+            raise Lost(f"the cluster refuses its jobs: {said(error)}", final=True, cause=error) from error
 
     def lend(self, number: int, inbox: SimpleQueue[Any]) -> int:
         """The process of a job does further calls; return the number that these go by."""
@@ -531,6 +540,7 @@ class ClusterWorker(RemoteWorker):
     """A thread of ours that has task runs called by jobs of a cluster."""
 
     batch_time = JOB_TIME
+    stands_in_line = True
 
 
 class ClusterPlaces(RemotePlaces):

@@ -83,9 +83,14 @@ class MailPlugin(distributed.SchedulerPlugin):  # type: ignore[misc]  # it has n
 
 def remove_handlers(name: str, dask_scheduler: Any = None) -> None:
     """Take the handlers of a mailbox out. In the scheduler."""
-    for handlers in (dask_scheduler.handlers, dask_scheduler.stream_handlers):
-        for method in [method for method in handlers if method.startswith(f"{name}-")]:
-            del handlers[method]
+    for method in [method for method in dask_scheduler.handlers if method.startswith(f"{name}-")]:
+        del dask_scheduler.handlers[method]
+    # A job may still send its last message, and the scheduler drops a worker that sends what nobody handles.
+    dask_scheduler.stream_handlers[f"{name}-done"] = ignore
+
+
+def ignore(**_: Any) -> None:
+    """Do nothing about a message."""
 
 
 def job(frame: bytes, number: int, name: str, level: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from millstream.errors import TransferError
 from millstream.executors.places import JOIN, Places, ThreadWorker
-from millstream.executors.remote.calls import Asked, Bound, Done, Facts, Failed, Lost, Message, Returned
+from millstream.executors.remote.calls import Asked, Begun, Bound, Done, Facts, Failed, Lost, Message, Returned
 from millstream.executors.remote.wire import (
     SCALARS,
     Back,
@@ -156,6 +156,7 @@ class RemoteWorker(ThreadWorker):
 
     places: RemotePlaces
     batch_time = 0.004
+    stands_in_line = False
 
     def __init__(self, places: RemotePlaces) -> None:
         super().__init__(places)
@@ -260,6 +261,8 @@ class RemoteWorker(ThreadWorker):
             if told[0]:
                 del self._ids[-told[0] :]
             return Returned(*told)
+        if kind == Back.BEGUN:
+            return Begun()
         what, key, encoded = told
         waits = kind == Back.ASKED
         self._asked = called(what, key)

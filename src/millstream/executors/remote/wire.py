@@ -58,6 +58,7 @@ class Back:
     RETURNED = 4  #: so many of the newest calls were given back
     ASKED = 5  #: the oldest call wants something, and waits for the answer: what, and arguments
     SENT = 6  #: the same, without waiting
+    BEGUN = 7  #: the job that the calls are in stands in line no more
 
 
 # ---- values -------------------------------------------------------------------------------------
