@@ -61,6 +61,7 @@ class Mailbox:
         self._arrived = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[bytes]] = {}  # jobs that wait for an answer
         self._told: set[int] = set()  # jobs that are to stop
+        self._leaving: dict[int, asyncio.Event] = {}  # jobs that wait for threads that they have lent
 
     # For jobs:
 
@@ -74,6 +75,17 @@ class Mailbox:
     async def told(self, job: int) -> bool:
         """Whether a job is to stop."""
         return job in self._told
+
+    async def left(self, job: int) -> bool:
+        """The threads that a job has lent have ended."""
+        self._leaving.setdefault(job, asyncio.Event()).set()
+        return True
+
+    async def until_left(self, job: int) -> bool:
+        """Wait for that."""
+        await self._leaving.setdefault(job, asyncio.Event()).wait()
+        del self._leaving[job]
+        return True
 
     # For the parent:
 
@@ -122,6 +134,7 @@ class MailHome(Home):
         dumps: what pickles values.
         waits: called with True before a long wait, and with False after it, in the thread that waits: jobs that
             the cluster keeps in line may be what is waited for, so they must have our place.
+        join: waits for threads, and gives our place to others meanwhile.
     """
 
     keeps = True
@@ -133,9 +146,10 @@ class MailHome(Home):
         told: Callable[[int], bool],
         dumps: Dumps | None,
         waits: Callable[[bool], None] = lambda _: None,
+        join: Callable[[list[threading.Thread]], None] | None = None,
     ) -> None:
         self._number, self._deliver, self._told, self.dumps = number, ask, told, dumps
-        self._waits = waits
+        self._waits, self._join = waits, join or join_all
         self._mailing = threading.Lock()  # one exchange at a time
         self.turn = threading.Lock()
         self._outcomes: deque[tuple[Any, ...]] = deque()  # not sent yet; appended by anybody, without the lock
@@ -217,8 +231,7 @@ class MailHome(Home):
         """Wait for threads that were lent: a process must not be taken for idle while they work."""
         if any(thread.is_alive() for thread in self._lent):
             self.flush()
-            for thread in self._lent:
-                thread.join()
+            self._join(self._lent)
 
     def _exchange(self) -> tuple[Any, ...]:
         """Send everything, and return the answer."""
@@ -227,6 +240,12 @@ class MailHome(Home):
 
     def _frame(self) -> bytes:
         return pickle.dumps([self._outcomes.popleft() for _ in range(len(self._outcomes))], 5)
+
+
+def join_all(threads: list[threading.Thread]) -> None:
+    """Wait until these threads have ended."""
+    for thread in threads:
+        thread.join()
 
 
 def do_job(frame: bytes, home: MailHome) -> bytes:

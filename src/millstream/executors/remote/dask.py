@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from typing import Any
 
 import cloudpickle
@@ -18,7 +19,7 @@ import distributed
 from distributed.utils import sync
 
 from millstream.errors import FlowError
-from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job
+from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job, join_all
 from millstream.executors.remote.worker import send_log
 
 #: Frames from this size on are scattered, in bytes: the scheduler is not made to carry more.
@@ -106,16 +107,23 @@ def job(frame: bytes, number: int, name: str, level: int) -> None:
     def told(number: int) -> bool:
         return bool(call("told", number))
 
+    seceded = False
+
     def waits(begins: bool) -> None:
-        if begins:
+        # Never to join again: who has our place may wait for us. Our places keep count of what is under way.
+        nonlocal seceded
+        if begins and not seceded:
+            seceded = True
             distributed.secede()
-        else:
-            distributed.rejoin()
+
+    def join(threads: list[threading.Thread]) -> None:
+        waits(True)
+        join_all(threads)
 
     if not call("begin", number, address=worker.address, process=os.getpid()):
         raise FlowError(f"Job {number} of {name} has begun before: its outcome was told as lost.")
     send_log(level)
-    rest = do_job(frame, MailHome(number, ask, told, cloudpickle.dumps, waits))
+    rest = do_job(frame, MailHome(number, ask, told, cloudpickle.dumps, waits, join))
     worker.loop.add_callback(worker.batched_stream.send, {"op": f"{name}-done", "job": number, "frame": rest})
 
 

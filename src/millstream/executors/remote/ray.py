@@ -16,7 +16,7 @@ import ray.cloudpickle
 import ray.exceptions
 
 from millstream.errors import FlowError
-from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job
+from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job, join_all
 from millstream.executors.remote.worker import send_log
 
 #: Resources that Ray takes as options of their own, and what its nodes call them.
@@ -47,7 +47,15 @@ def job(frame: bytes, number: int, box_name: str, level: int) -> bytes:
     def told(asking: int) -> bool:
         return bool(box.told.remote(asking).future().result())
 
-    return do_job(frame, MailHome(number, ask, told, ray.cloudpickle.dumps, waits))
+    def join(threads: list[threading.Thread]) -> None:
+        def tell() -> None:
+            join_all(threads)
+            box.left.remote(number).future().result()
+
+        threading.Thread(target=tell, name="millstream-left", daemon=True).start()
+        ray.get(box.until_left.remote(number))
+
+    return do_job(frame, MailHome(number, ask, told, ray.cloudpickle.dumps, waits, join))
 
 
 class RayCluster(Cluster):
