@@ -1,5 +1,6 @@
 """What the tests have called by jobs of a cluster, beside what worker processes are given, too."""
 
+import contextvars
 import os
 import signal
 import threading
@@ -83,20 +84,33 @@ def count_then_fail(size: int) -> Any:
 
 
 def emit_from_threads(ctx: Context, size: int) -> int:
-    """Emit from four threads of the task at once, and write to the context from each."""
+    """Emit from four threads of the task at once."""
 
     def emit(first: int) -> None:
         for number in range(size):
             ctx.emit((first, number))
-            if number % 20 == 0:
-                ctx.update("emitted", lambda so_far: so_far + 1, default=0)
 
-    threads = [threading.Thread(target=emit, args=(first,)) for first in range(4)]
+    in_threads(emit)
+    return 4 * size
+
+
+def update_from_threads(ctx: Context, size: int) -> None:
+    """Count in the context from four threads of the task at once."""
+
+    def update(_: int) -> None:
+        for _ in range(size):
+            ctx.update("count", lambda so_far: so_far + 1, default=0)
+
+    in_threads(update)
+
+
+def in_threads(function: Any) -> None:
+    """Call a function with the numbers of four threads, as the task."""
+    threads = [threading.Thread(target=contextvars.copy_context().run, args=(function, first)) for first in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return 4 * size
 
 
 # ---- the context ----------------------------------------------------------------------------------

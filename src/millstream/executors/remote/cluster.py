@@ -482,7 +482,9 @@ class JobWire:
 
     def kill(self) -> None:
         if self.job is not None:
-            self._cluster.cancel(self.job)
+            # In a thread of its own: it may take the cluster a while, and whoever asks for it holds a lock.
+            name = f"{self._cluster.name}-cancel"
+            threading.Thread(target=self._cluster.cancel, args=(self.job,), name=name, daemon=True).start()
 
     def watch(self, when_ended: Callable[[], object]) -> None:
         self._cluster.watch(self._number, when_ended)

@@ -189,13 +189,15 @@ class DaskCluster(Cluster):
 
     def cancel(self, job: Any) -> None:
         number, future = job
-        future.cancel()  # else Dask would try it again
-        found = self.mailbox("found", number, wait=True)
-        if found and self.kills:
-            address, process = found
-            self._client.run(os.kill, process, signal.SIGKILL, workers=[address], nanny=True, on_error="ignore")
-        else:
-            self.ended(number, None, "its job was cancelled")
+        try:
+            found = self.mailbox("found", number, wait=True)
+            future.cancel()  # else Dask would try it again
+            if found and self.kills:
+                address, process = found
+                self._client.run(os.kill, process, signal.SIGKILL, workers=[address], nanny=True, on_error="ignore")
+        except Exception as error:  # the scheduler is gone
+            logging.getLogger("millstream").debug("Job %s could not be cancelled: %r", number, error)
+        self.ended(number, None, "its job was cancelled")
 
     #: Names of the arguments of the mailbox's methods.
     ARGUMENTS = ("job", "frame")
