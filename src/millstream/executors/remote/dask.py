@@ -68,7 +68,7 @@ class MailPlugin(distributed.SchedulerPlugin):  # type: ignore[misc]  # it has n
         self.box.post((job, frame, "done"))
 
     async def forget(self, job: int) -> bool:
-        self.begun.discard(job)
+        # It stays among those that have begun: Dask does a job again whose worker ends later, as long as it is held.
         self.where.pop(job, None)
         return await self.box.forget(job)
 
