@@ -134,12 +134,6 @@ def with_tasks(flow, *functions, **options):
     return flow
 
 
-def not_yet_on_dask(cluster):
-    """Workers of Dask that are killed now and then leave their cluster without a place; why is to be found out."""
-    if cluster.kind == "dask":
-        pytest.xfail("a kill can leave the Dask cluster without a place for the next job")
-
-
 def run(flow, *args, limit=WATCHDOG, **options):
     """Run a flow as ``flow.run`` does, but do not wait for ever, nor leave anything behind in the cluster."""
     flow_run = flow.start(*args, **options)
@@ -449,7 +443,6 @@ def test_a_generator_requests_tasks(flow):
 
 def test_r34_leaving_a_stream_early_stops_the_process(cluster, flow):
     """A generator that never ends is stopped within a second when its reader leaves, and no task starts after that."""
-    not_yet_on_dask(cluster)
     with_tasks(flow, tasks.yield_forever)
     flow_run = flow.start("yield_forever")
     for chunk in flow_run.stream():
@@ -734,7 +727,6 @@ def test_a_failed_attempt_is_tried_again(flow):
 @pytest.mark.parametrize("function", [tasks.spin_forever, tasks.stubborn, tasks.wait_forever])
 def test_r30_a_task_that_times_out_is_stopped(cluster, function):
     """The process of an attempt that takes too long is dead within a second, the task FAILED, the cluster works on."""
-    not_yet_on_dask(cluster)
     with Flow(cluster.executor) as flow:
         flow.add_task("slow", function, timeout=0.3, executor=cluster.executor)
         flow_run = flow.start("slow")
@@ -749,7 +741,6 @@ def test_r30_a_task_that_times_out_is_stopped(cluster, function):
 
 def test_r29_a_timeout_begins_with_the_call(cluster, one_at_a_time):
     """The wait for a place in the cluster does not count for a timeout."""
-    not_yet_on_dask(cluster)
     with Flow(one_at_a_time) as flow:
         flow.add_task("spin", tasks.spin, timeout=1.0)
         split_into(flow, "spin", [{"seconds": 0.1, "n": n} for n in range(15)])
@@ -758,7 +749,6 @@ def test_r29_a_timeout_begins_with_the_call(cluster, one_at_a_time):
 
 def test_r29_a_timeout_does_not_begin_in_the_queue_of_the_cluster(cluster, tmp_path):
     """Jobs that stand in line behind others of the cluster do not time out before they begin."""
-    not_yet_on_dask(cluster)
     log = tmp_path / "log"
     with cluster.another(max_workers=12) as executor, Flow(executor) as flow:
         flow.add_task("overlap", jobs.overlap, timeout=0.5)
@@ -775,7 +765,6 @@ def test_r29_a_timeout_does_not_begin_in_the_queue_of_the_cluster(cluster, tmp_p
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_r39_a_worker_that_dies_fails_what_it_ran(cluster, flow, how):
     """``os._exit`` and SIGKILL are a ``WorkerLostError`` that names the task run; later tasks run."""
-    not_yet_on_dask(cluster)
     with_tasks(flow, tasks.die)
     with pytest.raises(WorkerLostError, match=r"^Task run die was lost: .*Give the task retries"):
         run(flow, "die", {"how": how})
@@ -785,7 +774,6 @@ def test_r39_a_worker_that_dies_fails_what_it_ran(cluster, flow, how):
 
 def test_r39_a_lost_attempt_is_tried_again(cluster, flow, tmp_path):
     """With retries, the attempt after one whose worker has died succeeds."""
-    not_yet_on_dask(cluster)
     flow.add_task("die_first", tasks.die_first, retries=2)
     assert run(flow, "die_first", {"folder": str(tmp_path)}) == {"die_first": 2}
 
