@@ -245,7 +245,8 @@ class ExecutorLostError(FlowError):
         self.run_id, self.reason = run_id, reason
 
     def __str__(self) -> str:
-        return f"Run {self.run_id} has lost its executor ({self.reason}): give the flow one that is open."
+        reason = self.reason.rstrip(".")
+        return f"Run {self.run_id} has lost its executor ({reason}): give the flow one that is open."
 
 
 class WorkerLostError(FlowError):
@@ -256,7 +257,8 @@ class WorkerLostError(FlowError):
         self.task_id, self.reason = task_id, reason
 
     def __str__(self) -> str:
-        return f"Task run {self.task_id} was lost: {self.reason}. Give the task retries if it may be run again."
+        reason = self.reason.rstrip(".")
+        return f"Task run {self.task_id} was lost: {reason}. Give the task retries if it may be run again."
 
 
 class TransferError(FlowError, TypeError):

@@ -248,8 +248,10 @@ class Batch:
         while self.entries:
             item = self.entries.popleft().item
             self._begin(item)
-            gone = TaskCancelledError(item.id) if lost.withdrawn else WorkerLostError(item.id, lost.reason)
-            run.report_failure(item, gone)
+            cancelled = lost.withdrawn or lost.final  # then it is the run that has failed
+            run.report_failure(
+                item, TaskCancelledError(item.id) if cancelled else WorkerLostError(item.id, lost.reason)
+            )
             if not lost.unsure:
                 break
         self._put_back([entry.item for entry in reversed(self.entries)])

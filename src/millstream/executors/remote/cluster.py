@@ -484,7 +484,11 @@ class JobWire:
         if self.job is not None:
             # In a thread of its own: it may take the cluster a while, and whoever asks for it holds a lock.
             name = f"{self._cluster.name}-cancel"
-            threading.Thread(target=self._cluster.cancel, args=(self.job,), name=name, daemon=True).start()
+            cancel = threading.Thread(target=self._cluster.cancel, args=(self.job,), name=name, daemon=True)
+            try:
+                cancel.start()
+            except RuntimeError:  # the interpreter is shutting down, and starts no threads any more
+                cancel.run()
 
     def watch(self, when_ended: Callable[[], object]) -> None:
         self._cluster.watch(self._number, when_ended)

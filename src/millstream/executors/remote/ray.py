@@ -124,7 +124,13 @@ class RayCluster(Cluster):
             raise ValueError(f"No machine of the Ray cluster can ever give {dict(resources)}: it has {has}.")
         return max(1, fits)  # a cluster of somebody else's may grow
 
+    def _check(self) -> None:
+        """Raise when its owner has shut Ray down: whatever it is asked for then, it would start by itself again."""
+        if not ray.is_initialized():
+            raise ConnectionError("Ray was shut down")
+
     def submit(self, frame: bytes, number: int, resources: dict[str, Any]) -> Any:
+        self._check()
         options = {name: amount for name, amount in resources.items() if name in OPTIONS}
         own = {name: amount for name, amount in resources.items() if name not in OPTIONS}
         if own:
@@ -143,11 +149,16 @@ class RayCluster(Cluster):
         return reference
 
     def cancel(self, job: Any) -> None:
-        ray.cancel(job, force=True)
+        if ray.is_initialized():  # else it has ended
+            ray.cancel(job, force=True)
 
     def mailbox(self, method: str, *args: Any, wait: bool) -> Any:
+        self._check()
         reference = getattr(self._box, method).remote(*args)
-        return ray.get(reference) if wait else None
+        try:
+            return ray.get(reference) if wait else None
+        except SystemExit as error:  # of Ray, in a thread that waits while it is shut down
+            raise ConnectionError("Ray was shut down") from error
 
     def disconnect(self) -> None:
         if not ray.is_initialized():  # somebody else has shut it down

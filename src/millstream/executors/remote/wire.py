@@ -212,26 +212,57 @@ def encode_error(error: BaseException, task_id: str, hide: str = "", dumps: Dump
 
 
 def _error_itself(error: BaseException, task_id: str, group: bool, dumps: Dumps | None) -> tuple[str, Any]:
-    """Return how an error can be made again: by its pickle, or else from its class and what it holds."""
+    """Return how an error can be made again: the first way after which it says the same, or else is of its class.
+
+    Many can be pickled and not be made again, and others only without what they say: packages register ways of
+    their own for all exceptions.
+    """
     if group:
         message = getattr(error, "message", "")
         try:
             return "group", (encode(type(error), dumps), str(message), _picklable(vars(error), dumps))
         except BaseException:
             return "group", (encode(BaseExceptionGroup), str(message), {})
-    try:
-        whole = encode(error, dumps)
-        if type(decode(whole)) is type(error):  # many can be pickled, and not be made again
-            return "whole", whole
-    except BaseException:
-        pass
-    try:
-        made = encode(type(error), dumps), encode(error.args, dumps), _picklable(vars(error), dumps)
-        _made(*made)
-    except BaseException as problem:
-        what = f"the {type(error).__qualname__} that it raised ({said(error)})"
-        return "whole", encode(TransferError(task_id, what, said(problem)))
-    return "parts", made
+    found: tuple[str, Any] | None = None
+    problem: BaseException | None = None
+    for how, parts_of in _WAYS.items():
+        try:
+            parts = parts_of(error, dumps)
+            again = _made_again(how, parts)
+            if type(again) is type(error):
+                if said(again) == said(error):
+                    return how, parts
+                found = found or (how, parts)
+        except BaseException as raised:
+            problem = raised
+    if found is not None:
+        return found
+    what = f"the {type(error).__qualname__} that it raised ({said(error)})"
+    return "whole", encode(TransferError(task_id, what, said(problem) if problem else "it comes out as something else"))
+
+
+def _error_parts(error: BaseException, dumps: Dumps | None) -> tuple[Encoded, Encoded, dict[str, Encoded]]:
+    return encode(type(error), dumps), encode(error.args, dumps), _picklable(vars(error), dumps)
+
+
+#: Ways for an error to travel: by its pickle; by a call of its class; by what it holds, without its constructor.
+_WAYS: dict[str, Callable[[BaseException, Dumps | None], Any]] = {
+    "whole": encode,
+    "called": _error_parts,
+    "held": _error_parts,
+}
+
+
+def _made_again(how: str, parts: Any) -> BaseException:
+    if how == "whole":
+        error: BaseException = decode(parts)
+        return error
+    kind, args, attributes = parts
+    error_type, given = decode(kind), decode(args)
+    error = error_type(*given) if how == "called" else error_type.__new__(error_type, *given)
+    error.args = given
+    error.__dict__.update({name: decode(value) for name, value in attributes.items()})
+    return error
 
 
 def said(error: BaseException) -> str:
@@ -255,15 +286,6 @@ def _picklable(attributes: Mapping[str, Any], dumps: Dumps | None) -> dict[str, 
         except BaseException:  # an error without one of its attributes says more than none
             pass
     return kept
-
-
-def _made(kind: Encoded, args: Encoded, attributes: Mapping[str, Encoded]) -> BaseException:
-    """Make an error without its constructor, which may take something else than ``args``."""
-    error_type, given = decode(kind), decode(args)
-    error: BaseException = error_type.__new__(error_type, *given)
-    error.args = given
-    error.__dict__.update({name: decode(value) for name, value in attributes.items()})
-    return error
 
 
 def decode_error(encoded: Any, task_id: str) -> BaseException:
@@ -291,7 +313,7 @@ def _decoded(itself: Any, members: list[BaseException], task_id: str) -> BaseExc
             error: BaseException = decode(kind)(message, members)
             error.__dict__.update({name: decode(value) for name, value in attributes.items()})
         else:
-            error = decode(parts) if how == "whole" else _made(*parts)
+            error = _made_again(how, parts)
     except BaseException as unknown:  # its class cannot be imported here, or raises whatever it likes
         error = TransferError(task_id, "the exception that it raised", told_of(unknown))
     return error
