@@ -51,8 +51,8 @@ class MailPlugin(distributed.SchedulerPlugin):  # type: ignore[misc]  # it has n
         scheduler.stream_handlers[f"{self.name}-done"] = self.done
 
     async def begin(self, job: int, address: str, process: int) -> bool:
-        """A job begins; False when it has begun before."""
-        if job in self.begun:
+        """A job begins; False when it has begun before, or nobody wants it any more."""
+        if job in self.begun or f"{self.name}-{job}" not in self.scheduler.tasks:
             return False
         self.begun.add(job)
         self.where[job] = address, process
@@ -68,9 +68,14 @@ class MailPlugin(distributed.SchedulerPlugin):  # type: ignore[misc]  # it has n
         self.box.post((job, frame, "done"))
 
     async def forget(self, job: int) -> bool:
-        # It stays among those that have begun: Dask does a job again whose worker ends later, as long as it is held.
         self.where.pop(job, None)
         return await self.box.forget(job)
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        """The scheduler changes the state of a job, or of a task of somebody else."""
+        if finish == "forgotten" and str(key).startswith(f"{self.name}-"):
+            # Not before: Dask does a job again whose worker has ended, also after it, for as long as it is held.
+            self.begun.discard(int(key.rpartition("-")[2]))
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
         """A worker is gone, and with it what it was doing."""
@@ -121,7 +126,7 @@ def job(frame: bytes, number: int, name: str, level: int) -> None:
         join_all(threads)
 
     if not call("begin", number, address=worker.address, process=os.getpid()):
-        raise FlowError(f"Job {number} of {name} has begun before: its outcome was told as lost.")
+        raise FlowError(f"Job {number} of {name} is not to begin: it has begun before, or was given up.")
     send_log(level)
     rest = do_job(frame, MailHome(number, ask, told, cloudpickle.dumps, waits, join))
     worker.loop.add_callback(worker.batched_stream.send, {"op": f"{name}-done", "job": number, "frame": rest})
@@ -137,7 +142,7 @@ class DaskCluster(Cluster):
         self._cluster: Any = None
         self._owns_client = given is None or isinstance(given, str)
         if given is None:
-            self._cluster = given = distributed.LocalCluster(
+            self._cluster = given = LocalCluster(
                 threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
             )
         try:
@@ -223,6 +228,17 @@ class DaskCluster(Cluster):
             self._client.close(timeout=2)
         if self._cluster is not None:
             self._cluster.close(timeout=5)
+
+
+class LocalCluster(distributed.LocalCluster):  # type: ignore[misc]  # it has no types
+    """A cluster on this machine that gives up none of its workers.
+
+    Dask's own gives one up for good that is missing 15 seconds after it was lost: by then it may long be back, and
+    be lost again. The nanny of a worker starts it again each time, so nothing is to be done about it.
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        distributed.deploy.Cluster._update_worker_status(self, op, msg)
 
 
 async def _quietly(call: Any, args: dict[str, Any]) -> None:
