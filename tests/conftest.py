@@ -1,6 +1,7 @@
 """What the tests share: flows on every executor, snippets in a process of their own, threads of the engine, clocks."""
 
 import heapq
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,11 @@ SEVERAL = ("thread", "asyncio", "pool")  #: two workers and more, all beside the
 #: Decorators that run a test on other executors than on every one.
 on_one_worker = pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
 on_several_workers = pytest.mark.parametrize("executor", SEVERAL, indirect=True)
+
+
+def named(value: object) -> str:
+    """Return the ``repr`` of a test's parameter as an id that is the same in each process."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
 @contextmanager

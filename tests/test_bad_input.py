@@ -32,7 +32,7 @@ from millstream import (
     ThreadExecutor,
     task,
 )
-from tests.conftest import EACH_KIND, WATCHDOG, executors, run_snippet
+from tests.conftest import EACH_KIND, WATCHDOG, executors, named, run_snippet
 
 executor = executors(EACH_KIND)
 
@@ -174,7 +174,7 @@ def test_the_task_decorator_checks_too(make, kind, names):
         make()
 
 
-@pytest.mark.parametrize("thing", [len, "good", None, 5, TaskBase, lambda: 1], ids=repr)
+@pytest.mark.parametrize("thing", [len, "good", None, 5, TaskBase, lambda: 1], ids=named)
 def test_add_takes_tasks_alone(thing):
     """flow.add says what it takes, and what to use for a function."""
     flow = inline()

@@ -46,7 +46,7 @@ from millstream import (
     fn_hook,
 )
 from tests import process_tasks as tasks
-from tests.conftest import WATCHDOG, Log, assert_gone, engine_threads, until
+from tests.conftest import WATCHDOG, Log, assert_gone, engine_threads, named, until
 
 #: A second, and as much again for a busy machine.
 SECOND = 2.0
@@ -146,7 +146,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=named)
 def test_values_arrive_as_they_went_both_ways(flow, value):
     """What a task gets is equal to the input, of the same type, and so is the output."""
     got = run_one(flow, tasks.identity, {"value": value})
@@ -1088,7 +1088,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error"), BAD, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "error"), BAD, ids=lambda value: named(value)[:40])
 def test_bad_options_are_refused(options, error):
     """An executor that could not work is refused where it is made, and starts nothing."""
     before = workers_now()

@@ -44,7 +44,7 @@ from millstream import (
     current_task,
     task,
 )
-from tests.conftest import WATCHDOG, JumpingClock, Log, VirtualClock, assert_gone, engine_threads, set_clock
+from tests.conftest import WATCHDOG, JumpingClock, Log, VirtualClock, assert_gone, engine_threads, named, set_clock
 
 KINDS = ("inline", "thread", "asyncio")
 BESIDE = ("thread", "asyncio")  #: executors that call beside the caller's thread
@@ -551,7 +551,7 @@ def test_arguments_that_have_no_handles_arrive_as_they_are(flow):
     assert basket == ["tea", "tea"]
 
 
-@pytest.mark.parametrize("given", ["square", 5, [5], ["square"], [square], [Future()]], ids=repr)
+@pytest.mark.parametrize("given", ["square", 5, [5], ["square"], [square], [Future()]], ids=named)
 def test_depends_on_takes_handles(given):
     """Anything but a list of handles is refused, and nothing is called."""
     calls: list[int] = []

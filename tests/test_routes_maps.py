@@ -26,7 +26,7 @@ from millstream import (
     TaskTimeoutError,
     current_task,
 )
-from tests.conftest import WATCHDOG
+from tests.conftest import WATCHDOG, named
 
 
 @pytest.fixture
@@ -925,7 +925,7 @@ def test_coroutines_are_mapped(each):
     assert results["work"] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("rows", [[], (), range(0), iter([])], ids=repr)
+@pytest.mark.parametrize("rows", [[], (), range(0), iter([])], ids=named)
 def test_an_empty_map_gives_an_empty_list(each, rows):
     """A map over nothing calls nothing, gives ``[]``, and goes on."""
     each.add_task("rows", lambda: rows)

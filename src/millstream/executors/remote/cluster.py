@@ -1,18 +1,14 @@
-"""What Ray and Dask have in common: a batch of calls is one job of the cluster, and a mailbox is the way back.
+"""What Ray and Dask have in common on our side: a batch of calls is one job of the cluster.
 
-A job runs in some process, on some machine, that this one cannot reach. So whatever a task asks for goes to the
-*mailbox*, an actor in the cluster, from where a thread of ours fetches it; the answer goes the same way. Outcomes
-of calls come with the end of the job, or through the mailbox when that takes longer than a moment. Every message
-to the mailbox is answered, so a job never ends before what it sent has been seen to.
-May import: calls, places, wire, worker, errors.
+A thread of ours fetches what jobs send to their mailbox (see ``mail``), and gives it to the wires that the jobs
+belong to. Outcomes of calls come with the end of the job, or through the mailbox when that takes longer than a
+moment. May import: mail, calls, places, wire, errors.
 """
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -20,243 +16,19 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Any
 
-from millstream.errors import TransferError
 from millstream.executors.places import JOIN
 from millstream.executors.remote.calls import Lost
-from millstream.executors.remote.places import NAMED, Channel, Line, Link, RemotePlaces, RemoteWorker
-from millstream.executors.remote.wire import Back, Closed, Dumps, To, by_name, culprit, encode, said
-from millstream.executors.remote.worker import Batch, Home
+from millstream.executors.remote.mail import NOTES, WELL, Mail
+from millstream.executors.remote.places import Channel, Line, Link, RemotePlaces, RemoteWorker
+from millstream.executors.remote.wire import Back, Closed, Dumps, To, said
 
 #: How long the calls of a job are expected to take together, in seconds; long against the cost of a job.
 JOB_TIME = 0.02
-#: How often a task that asks whether it was told to stop has that looked up, in seconds.
-LOOK = 0.2
-
-#: How many messages a job keeps, to send them together.
-KEPT = 64
 
 #: A frame that answers one which asks for nothing.
 SEEN = pickle.dumps((To.ANSWER, None), 5)
-#: Notes that can come instead of an answer.
-NOTES = frozenset({To.RETURN, To.LEND})
-#: In place of a problem: this is the last frame of a job, which waits for no answer.
-ENDED = ""
-#: A frame that says that there is nothing more to do.
-LEAVE = pickle.dumps((To.LEAVE,), 5)
-
-#: The number of a job; a frame that it has sent, or None if it has ended badly; and how it has ended, if so.
-Mail = tuple[int, bytes | None, str]
 
 _numbers = count(1)
-
-
-# ---- in the cluster -----------------------------------------------------------------------------
-
-
-class Mailbox:
-    """Between jobs and the process that they belong to. Frames are pickled messages; no method returns None."""
-
-    def __init__(self) -> None:
-        self._mail: list[Mail] = []
-        self._arrived = asyncio.Event()
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}  # jobs that wait for an answer
-        self._told: set[int] = set()  # jobs that are to stop
-        self._leaving: dict[int, asyncio.Event] = {}  # jobs that wait for threads that they have lent
-
-    # For jobs:
-
-    async def ask(self, job: int, frame: bytes) -> bytes:
-        """Deliver a frame of a job, and return the answer."""
-        future = self._waiting[job] = asyncio.get_running_loop().create_future()
-        self.post((job, frame, ""))
-        answer: bytes = await future
-        return answer
-
-    async def told(self, job: int) -> bool:
-        """Whether a job is to stop."""
-        return job in self._told
-
-    async def left(self, job: int) -> bool:
-        """The threads that a job has lent have ended."""
-        self._leaving.setdefault(job, asyncio.Event()).set()
-        return True
-
-    async def until_left(self, job: int) -> bool:
-        """Wait for that."""
-        await self._leaving.setdefault(job, asyncio.Event()).wait()
-        del self._leaving[job]
-        return True
-
-    # For the parent:
-
-    async def take(self) -> list[Mail]:
-        """Wait for mail, and return it."""
-        await self._arrived.wait()
-        mail, self._mail = self._mail, []
-        self._arrived.clear()
-        return mail
-
-    async def answer(self, job: int, frame: bytes) -> bool:
-        """Answer the frame that a job has sent."""
-        future = self._waiting.pop(job, None)
-        if future is not None and not future.done():
-            future.set_result(frame)
-        return True
-
-    async def stop(self, job: int) -> bool:
-        """Tell a job to stop."""
-        self._told.add(job)
-        return True
-
-    async def forget(self, job: int) -> bool:
-        """Nobody wants anything of a job any more: if it asks, it may leave."""
-        self._told.discard(job)
-        return await self.answer(job, LEAVE)
-
-    async def wake(self) -> bool:
-        """Let ``take`` return."""
-        self._arrived.set()
-        return True
-
-    def post(self, mail: Mail) -> None:
-        """Put something in for the parent."""
-        self._mail.append(mail)
-        self._arrived.set()
-
-
-class MailHome(Home):
-    """The way home from a job, or from a further thread of its process that was lent.
-
-    Args:
-        number: of the job.
-        ask: delivers a frame of a job and returns the answer.
-        told: whether a job is to stop.
-        dumps: what pickles values.
-        waits: called with True before a long wait, and with False after it, in the thread that waits: jobs that
-            the cluster keeps in line may be what is waited for, so they must have our place.
-        join: waits for threads, and gives our place to others meanwhile.
-    """
-
-    keeps = True
-
-    def __init__(
-        self,
-        number: int,
-        ask: Callable[[int, bytes], bytes],
-        told: Callable[[int], bool],
-        dumps: Dumps | None,
-        waits: Callable[[bool], None] = lambda _: None,
-        join: Callable[[list[threading.Thread]], None] | None = None,
-    ) -> None:
-        self._number, self._deliver, self._told, self.dumps = number, ask, told, dumps
-        self._waits, self._join = waits, join or join_all
-        self._mailing = threading.Lock()  # one exchange at a time
-        self.turn = threading.Lock()
-        self._outcomes: deque[tuple[Any, ...]] = deque()  # not sent yet; appended by anybody, without the lock
-        self._looked = time.monotonic()
-        self._lent: list[threading.Thread] = []
-
-    def tell(self, message: tuple[Any, ...]) -> None:
-        self._outcomes.append(message)
-        if message[0] == Back.SENT and len(self._outcomes) >= KEPT:
-            with self._mailing:  # the answer is long in coming when the reader of the stream is slow
-                self._exchange()
-
-    def ask(self, message: tuple[Any, ...], batch: Batch) -> tuple[Any, ...]:
-        with self._mailing:
-            self._outcomes.append(message)
-            waits = False
-            try:
-                while True:
-                    answer = self._exchange()
-                    if answer[0] in (To.ANSWER, To.REFUSAL):
-                        return answer
-                    if answer[0] == To.RETURN:
-                        batch.give_back(say=True)
-                    elif answer[0] == To.LEND:
-                        if answer[1] is not None:
-                            self._lend(answer[1])
-                        if not waits:
-                            self._waits(True)
-                            waits = True
-            finally:
-                if waits:
-                    self._waits(False)
-
-    def _lend(self, number: int) -> None:
-        """The thread of this home waits: another one does calls, under a number of its own."""
-        home = MailHome(number, self._deliver, self._told, self.dumps)
-        thread = threading.Thread(target=home.serve, name="millstream-call", daemon=True)
-        self._lent.append(thread)
-        thread.start()
-
-    def serve(self) -> None:
-        """Do calls, which come as answers, until there are none any more."""
-        while True:
-            with self._mailing:
-                answer = self._exchange()
-            if answer[0] == To.CALLS:
-                self.work(answer[1], answer[2])
-            elif answer[0] == To.LEAVE:
-                break
-        self.wait_for_lent()
-
-    def work(self, number: int, calls: Any) -> None:
-        """Do the calls of a batch."""
-        if any(facts[-1] is not None for _, _, facts in calls):  # their time begins now
-            self.tell((Back.BEGUN,))
-            self.flush()
-        Batch(number, calls, self).work()
-
-    def look(self, batch: Batch) -> None:
-        if time.monotonic() - self._looked > LOOK:
-            self._looked = time.monotonic()
-            if self._told(self._number):
-                batch.stop()
-
-    def flush(self) -> None:
-        if self._mailing.acquire(False):  # else whoever has it sends everything
-            try:
-                if self._outcomes:
-                    self._exchange()
-            finally:
-                self._mailing.release()
-
-    def rest(self) -> bytes:
-        """Return what was not sent."""
-        with self._mailing:
-            return self._frame()
-
-    def wait_for_lent(self) -> None:
-        """Wait for threads that were lent: a process must not be taken for idle while they work."""
-        if any(thread.is_alive() for thread in self._lent):
-            self.flush()
-            self._join(self._lent)
-
-    def _exchange(self) -> tuple[Any, ...]:
-        """Send everything, and return the answer."""
-        answer: tuple[Any, ...] = pickle.loads(self._deliver(self._number, self._frame()))
-        return answer
-
-    def _frame(self) -> bytes:
-        return pickle.dumps([self._outcomes.popleft() for _ in range(len(self._outcomes))], 5)
-
-
-def join_all(threads: list[threading.Thread]) -> None:
-    """Wait until these threads have ended."""
-    for thread in threads:
-        thread.join()
-
-
-def do_job(frame: bytes, home: MailHome) -> bytes:
-    """Do the calls of a job; return what of their outcomes was not sent."""
-    _, number, calls = pickle.loads(frame)
-    home.work(number, calls)
-    home.wait_for_lent()
-    return home.rest()
-
-
-# ---- on our side --------------------------------------------------------------------------------
 
 
 class Cluster(ABC):
@@ -333,19 +105,19 @@ class Cluster(ABC):
             self._lent.setdefault(number, []).append(further)
         return further
 
-    def ended(self, number: int, frame: bytes | None, problem: str | None) -> None:
-        """A job has ended: with what it did not send before, or with a problem. From any thread."""
+    def ended(self, number: int, frame: bytes | None, how: str) -> None:
+        """A job has ended: ``WELL``, with what it did not send before, or with a problem. From any thread."""
         with self._lock:
             inbox = self._jobs.pop(number, None)
             when_ended = self._watched.pop(number, None)
             lent = self._lent.pop(number, ())
         if inbox is not None:
-            inbox.put((frame, problem or ENDED))
+            inbox.put((frame, how))
             self.forget(number)
         if when_ended is not None:
             when_ended()
         for further in lent:
-            self.ended(further, None, problem or "its job has ended")
+            self.ended(further, None, how or "its job has ended")
 
     def forget(self, number: int) -> None:
         """Nobody asks for this number any more."""
@@ -361,18 +133,20 @@ class Cluster(ABC):
         """The life of the thread that fetches the mail."""
         while not self.closed:
             try:
-                mail = self.mailbox("take", wait=True)
+                mail: list[Mail] = self.mailbox("take", wait=True)
             except Exception as error:
                 self._lose(f"its mailbox in the cluster is gone ({type(error).__name__}: {error})")
                 return
-            for number, frame, problem in mail:
-                if problem:
-                    self.ended(number, frame, problem)
+            for number, frame, how in mail:
+                if how is not None:
+                    self.ended(number, frame, how)
                     continue
                 with self._lock:
                     inbox = self._jobs.get(number)
                 if inbox is not None:
                     inbox.put((frame, None))
+                else:  # it was given up, and would wait for an answer
+                    self.forget(number)
 
     def watch(self, number: int, when_ended: Callable[[], object]) -> None:
         """Call this when a job has ended."""
@@ -451,13 +225,13 @@ class JobWire:
 
     def _fetch(self) -> None:
         """Wait for the next frame, and answer it if it asks for nothing: only one is so seen to at a time."""
-        frame, problem = self._inbox.get()
+        frame, how = self._inbox.get()
         if frame is None:
-            self.problem = problem or "its job has ended"
+            self.problem = how or "its job has ended"
             raise Closed(self.problem)
         messages = pickle.loads(frame)
         self._read.extend(messages)
-        if problem == ENDED:
+        if how == WELL:
             return
         # A job that was given a note, instead of the answer that it waits for, still asks.
         self._owes = self._owes or not messages or messages[-1][0] == Back.ASKED
@@ -536,29 +310,33 @@ class ClusterLink(Link):
     """A thread of ours that may have one job at a time."""
 
     tells_at_once = False
-    first: Channel
 
     def __init__(self, wire: JobWire, kills: bool) -> None:
         super().__init__(wire)
         self.kills = kills
 
     def kill(self, channel: Channel | None = None) -> None:
-        (channel or self.first).wire.kill()  # type: ignore[attr-defined]  # ours can
+        _wire(channel or self.first).kill()
 
     def reason(self, channel: Channel) -> str:
-        return self.ended or channel.wire.problem  # type: ignore[attr-defined]
+        return self.ended or _wire(channel).problem
 
     def watch(self, channel: Channel, when_ended: Callable[[], object]) -> None:
-        channel.wire.watch(when_ended)  # type: ignore[attr-defined]
+        _wire(channel).watch(when_ended)
 
     def unwatch(self, channel: Channel) -> None:
-        channel.wire.unwatch()  # type: ignore[attr-defined]
+        _wire(channel).unwatch()
 
     def further(self, channel: Channel) -> Line:
-        return channel.wire.lend()  # type: ignore[attr-defined,no-any-return]
+        return _wire(channel).lend()
 
     def will_wait(self, channel: Channel) -> None:
-        channel.wire.will_wait()  # type: ignore[attr-defined]
+        _wire(channel).will_wait()
+
+
+def _wire(channel: Channel) -> JobWire:
+    assert isinstance(channel.wire, JobWire), "a cluster has no other wires"
+    return channel.wire
 
 
 class ClusterWorker(RemoteWorker):
@@ -571,7 +349,6 @@ class ClusterWorker(RemoteWorker):
 class ClusterPlaces(RemotePlaces):
     """Places whose task runs are called by jobs that need the same resources."""
 
-    imports_main = False  # functions of the main module travel as a whole
     lends_first = True  # a job that waits has a process already; a new one may stand in line for it
 
     def __init__(self, cluster: Cluster, resources: dict[str, Any], max_workers: int | None) -> None:
@@ -590,15 +367,10 @@ class ClusterPlaces(RemotePlaces):
             raise Lost(f"{self.name} is closed", final=True)
         return ClusterLink(JobWire(self.cluster, self.resources), self.kills)
 
-    def encode_function(self, fn: Any, task_id: str) -> Any:
-        try:
-            # What the main module of a program has is no use to a worker, which has another one.
-            if type(fn) in NAMED and fn.__module__ != "__main__":
-                try:
-                    target = self.targets[fn] = by_name(fn)
-                    return target
-                except Exception:  # it may be defined inside another one
-                    pass
-            return encode(fn, self.dumps)
-        except Exception as error:
-            raise TransferError(task_id, culprit(fn, "its function"), said(error)) from error
+    def can_import(self, fn: Any) -> bool:
+        # What the main module of a program has is no use to a worker, which has another one.
+        return bool(fn.__module__ != "__main__")
+
+    def dumps_for(self, fn: Any) -> Dumps | None:
+        dumps: Dumps = self.dumps
+        return dumps

@@ -2,7 +2,7 @@
 
 The mailbox is a plugin of the scheduler: an actor would live in a worker, and end with it. There it also sees
 which jobs have begun, and workers that end. So a job never begins twice, though Dask tries those again whose
-worker is lost. May import: cluster.
+worker is lost. May import: cluster, mail, worker, errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import distributed
 from distributed.utils import sync
 
 from millstream.errors import FlowError
-from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job, join_all
+from millstream.executors.remote.cluster import Cluster
+from millstream.executors.remote.mail import WELL, Mailbox, MailHome, do_job, join_all
 from millstream.executors.remote.worker import send_log
 
 #: Frames from this size on are scattered, in bytes: the scheduler is not made to carry more.
@@ -65,7 +66,7 @@ class MailPlugin(distributed.SchedulerPlugin):  # type: ignore[misc]  # it has n
     def done(self, job: int, frame: bytes, **_: Any) -> None:
         """A job has ended, with what it did not send before."""
         self.where.pop(job, None)
-        self.box.post((job, frame, "done"))
+        self.box.post((job, frame, WELL))
 
     async def forget(self, job: int) -> bool:
         self.where.pop(job, None)

@@ -20,6 +20,7 @@ from millstream.executors.remote.wire import (
     SCALARS,
     Back,
     Closed,
+    Dumps,
     To,
     Wire,
     by_name,
@@ -391,26 +392,33 @@ class RemotePlaces(Places):
             TransferError: it cannot.
         """
         try:
-            if type(fn) in NAMED and not (self.imports_main and main_is_lost(fn)):
+            if type(fn) in NAMED and self.can_import(fn):
                 try:
                     target = self.targets[fn] = by_name(fn)
                     return target
                 except Exception:  # it may be defined inside another one
-                    return encode(fn)
-            if not main_is_lost(fn):
-                return encode(fn)
+                    pass
+            return encode(fn, self.dumps_for(fn))
         except Exception as error:
             raise TransferError(task_id, culprit(fn, "its function"), said(error)) from error
-        try:
-            import cloudpickle
-        except ImportError:
-            raise TransferError(
-                task_id, "its function", f"{fn!r} was defined at a prompt: put it in a module, or install cloudpickle"
-            ) from None
-        return encode(fn, cloudpickle.dumps)
 
     #: Whether workers import the main module again, instead of having it from a fork.
     imports_main = True
+
+    def can_import(self, fn: Any) -> bool:
+        """Whether workers can import the module of a function."""
+        return not (self.imports_main and main_is_lost(fn))
+
+    def dumps_for(self, fn: Any) -> Dumps | None:
+        """Return what pickles a function that does not travel by its name."""
+        if not main_is_lost(fn):
+            return None
+        try:
+            import cloudpickle
+        except ImportError:
+            raise TypeError("it was defined at a prompt: put it in a module, or install cloudpickle") from None
+        dumps: Dumps = cloudpickle.dumps
+        return dumps
 
     # ---- links ----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Ray: the connection, its mailbox, and the jobs.
 
-May import: cluster, wire.
+May import: cluster, mail, worker, errors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import ray.cloudpickle
 import ray.exceptions
 
 from millstream.errors import FlowError
-from millstream.executors.remote.cluster import Cluster, Mailbox, MailHome, do_job, join_all
+from millstream.executors.remote.cluster import Cluster
+from millstream.executors.remote.mail import WELL, Mailbox, MailHome, do_job, join_all
 from millstream.executors.remote.worker import send_log
 
 #: Resources that Ray takes as options of their own, and what its nodes call them.
@@ -141,7 +142,7 @@ class RayCluster(Cluster):
         def ended(future: Any) -> None:
             error = future.exception()
             if error is None:
-                self.ended(number, future.result(), None)
+                self.ended(number, future.result(), WELL)
             else:
                 self.ended(number, None, said_of(error))
 
