@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import sys
 import threading
-import weakref
 from contextvars import Context as Variables
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
 from millstream.executors.base import Executor, Lane, Worker, Workers, blocked_loops
-from millstream.executors.places import JOIN
+from millstream.executors.places import JOIN, end_with
 from millstream.executors.thread import ThreadExecutor
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class AsyncioExecutor(Executor):
     def __init__(self, max_workers: int | None = None) -> None:
         self._threads = ThreadExecutor(max_workers)
         self._own = OwnLoop()
-        self._end = weakref.finalize(self, self._own.stop)
+        self._ended = end_with(self, self._own.stop)
 
     def serve(self, *, is_async: bool, loop: Any = None, driven: bool = False) -> Workers | None:
         if not is_async:
@@ -52,6 +51,7 @@ class AsyncioExecutor(Executor):
         """Cancel what runs on its loop, end the loop and its threads; waits at most a second."""
         self._threads.shutdown(wait)
         self._own.stop(wait)
+        self._ended()
 
     def __repr__(self) -> str:
         return "<AsyncioExecutor>"

@@ -6,14 +6,14 @@ May import: base, places, remote.cluster, task, errors.
 from __future__ import annotations
 
 import threading
-import weakref
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
 from millstream.executors.base import Executor, Workers
-from millstream.executors.places import end_at_exit
+from millstream.executors.places import end_with
 from millstream.task import check_count
 
 if TYPE_CHECKING:
@@ -63,25 +63,28 @@ class ClusterExecutor(Executor):
                 raise FlowClosedError(repr(self))
             if self._cluster is None:
                 self._cluster = self._connect()
-                weakref.finalize(self, self._cluster.close)
+                end_with(self, partial(_shut_down, self._places, self._cluster, wait=False))
             places = self._places.get(key)
             if places is None:
                 places = self._places[key] = ClusterPlaces(self._cluster, resources, self._max_workers)
-                end_at_exit(self, places)
             return places
 
     def shutdown(self, wait: bool = True) -> None:
         """Disconnect, and end what was started here; jobs that still run are cancelled. What was given stays open."""
         with self._lock:
             self._closed = True
-            places, cluster = list(self._places.values()), self._cluster
-        for each in places:
-            each.shutdown(wait)
+            cluster = self._cluster
         if cluster is not None:
-            cluster.close()
+            _shut_down(self._places, cluster, wait)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}{': closed' if self._closed else ''}>"
+
+
+def _shut_down(places: dict[Any, ClusterPlaces], cluster: Cluster, wait: bool) -> None:
+    for each in list(places.values()):
+        each.shutdown(wait)
+    cluster.close()
 
 
 class Requiring(Executor):

@@ -295,6 +295,14 @@ def _run(worker: ThreadWorker) -> None:
     worker.places.ended(worker)
 
 
-def end_at_exit(owner: object, places: Places) -> Callable[[], Any]:
-    """Shut ``places`` down when ``owner`` is garbage or the interpreter exits."""
-    return weakref.finalize(owner, places.shutdown, False)
+def end_with(owner: object, end: Callable[[], object]) -> Callable[[], object]:
+    """Call ``end`` when ``owner`` is garbage, or when the interpreter exits; return what calls that off."""
+    return weakref.finalize(owner, _end, end).detach
+
+
+def _end(end: Callable[[], object]) -> None:
+    # Garbage is collected in any thread, also in one that holds the lock of these very places, or runs an event loop.
+    if threading.main_thread().is_alive():
+        threading.Thread(target=end, name="millstream-end", daemon=True).start()
+    else:  # the interpreter exits, and would end such a thread in the middle
+        end()

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import FlowClosedError
 from millstream.executors.base import Executor, Workers
-from millstream.executors.places import end_at_exit
+from millstream.executors.places import end_with
 from millstream.task import check_count
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class ProcessExecutor(Executor):
                 from millstream.executors.remote.own import ProcessPlaces
 
                 self._places = ProcessPlaces(self._workers, *self._given)
-                end_at_exit(self, self._places)
+                end_with(self, partial(self._places.shutdown, False))
             return self._places
 
     def shutdown(self, wait: bool = True) -> None:

@@ -6,11 +6,12 @@ May import: base, places, task, errors.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from millstream.errors import FlowClosedError
 from millstream.executors.base import Executor, Workers
-from millstream.executors.places import Places, end_at_exit
+from millstream.executors.places import Places, end_with
 from millstream.task import check_count
 
 
@@ -27,7 +28,7 @@ class ThreadExecutor(Executor):
 
     def __init__(self, max_workers: int | None = None) -> None:
         self._places = Places(worker_count(max_workers), "millstream-thread")
-        self._end = end_at_exit(self, self._places)
+        self._ended = end_with(self, partial(self._places.shutdown, False))
 
     @property
     def max_workers(self) -> int:
@@ -42,6 +43,7 @@ class ThreadExecutor(Executor):
     def shutdown(self, wait: bool = True) -> None:
         """End its threads; waits at most a second for tasks that are still running."""
         self._places.shutdown(wait)
+        self._ended()
 
     def __repr__(self) -> str:
         return f"<ThreadExecutor: {self.max_workers} workers{', closed' if self._places.closed else ''}>"
