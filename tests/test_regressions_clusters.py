@@ -69,11 +69,6 @@ def workers_of(client):
 # ---- workers of Dask that end ---------------------------------------------------------------------
 
 
-#: What was told of a finished job is forgotten, so that it may begin again; then it waits for an answer for ever.
-done_again = pytest.mark.xfail(strict=False, reason="Dask does jobs again whose outcomes a dead worker had")
-
-
-@done_again
 def test_r9_no_job_is_done_again_when_its_worker_ends_later(tmp_path):
     """After all results have arrived the workers are killed: no body is called a second time, and no place is lost."""
     log = tmp_path / "log"
@@ -91,7 +86,6 @@ def test_r9_no_job_is_done_again_when_its_worker_ends_later(tmp_path):
         assert Counter(map(int, lines_of(log))) == Counter(range(12))
 
 
-@done_again
 def test_r39_with_retries_every_result_arrives_while_workers_are_killed(tmp_path):
     """Workers are killed by SIGKILL three times during sixty task runs, and each result arrives once, and is right."""
     log = tmp_path / "log"
@@ -167,7 +161,6 @@ def test_a_dask_cluster_that_ends_ends_the_run():
         assert_ends(flow_run.context["pid"], 5.0)
 
 
-@pytest.mark.xfail(strict=False, reason="the end of the executor is raised together with the loss of the task")
 def test_a_run_on_a_client_that_was_closed_raises_one_error():
     """When a client is closed, a further run raises one error that says so, and no group."""
     with local_dask(n_workers=1) as client, DaskExecutor(client) as executor, Flow(executor) as flow:
@@ -177,7 +170,6 @@ def test_a_run_on_a_client_that_was_closed_raises_one_error():
             run(flow, "add", {"a": 1})
 
 
-@pytest.mark.xfail(strict=False, reason="Dask changes how exceptions are pickled in its workers")
 def test_r4_an_exception_of_python_keeps_what_it_says():
     """A ``UnicodeDecodeError`` of a Dask job, whose text is made of its attributes, says the same here."""
     with (
@@ -309,7 +301,6 @@ def test_other_executors_refuse_resources(kind):
 # ---- programs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=False, reason="at exit the job is cancelled when Ray has ended: it is started again for that")
 @pytest.mark.parametrize("kind", PACKAGES)
 def test_r36_a_program_that_closes_nothing_ends(tmp_path, kind):
     """A program ends by itself, quietly, though its flow and executor are open and a job runs; no worker is left."""
@@ -368,7 +359,6 @@ def test_no_orphan_when_the_program_is_killed(tmp_path, kind):
         assert_ends(pid, 10.0)
 
 
-@pytest.mark.xfail(strict=False, reason="what is under way when its owner shuts Ray down is never settled")
 def test_a_ray_of_somebody_else_is_left_open_and_its_end_is_noticed(tmp_path):
     """A running Ray survives ``shutdown``; when its owner ends it, runs end with an error, and nothing starts it."""
     needed("ray")
