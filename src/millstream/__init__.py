@@ -1,5 +1,7 @@
 """Millstream: an embeddable task-flow library. These are its public names; nothing else is."""
 
+from typing import TYPE_CHECKING, Any
+
 from millstream.context import Context, State
 from millstream.engine.run import FlowRun
 from millstream.engine.session import Session, TaskHandle
@@ -7,6 +9,7 @@ from millstream.errors import (
     BindingError,
     BlockingGetError,
     CheckpointError,
+    CodeChangedError,
     ConfigError,
     ContextKeyError,
     CycleError,
@@ -18,6 +21,7 @@ from millstream.errors import (
     FlowError,
     RouteError,
     RunCancelledError,
+    RunOwnedError,
     RunTimeoutError,
     StreamError,
     TaskCancelledError,
@@ -58,11 +62,15 @@ from millstream.report import RunReport, TaskReport
 from millstream.task import Task, TaskBase, current_task, task
 from millstream.values import NextTask, Status, StreamChunk, TaskOutput
 
+if TYPE_CHECKING:
+    from millstream.stores import JSONFileStore, MemoryStore, SQLiteStore, Store, StoredRun
+
 __all__ = [
     "AsyncioExecutor",
     "BindingError",
     "BlockingGetError",
     "CheckpointError",
+    "CodeChangedError",
     "ConfigError",
     "Context",
     "ContextKeyError",
@@ -79,6 +87,8 @@ __all__ = [
     "FlowRun",
     "Hook",
     "InlineExecutor",
+    "JSONFileStore",
+    "MemoryStore",
     "NextTask",
     "PoolExecutor",
     "ProcessExecutor",
@@ -88,12 +98,16 @@ __all__ = [
     "RouteError",
     "RunCancelledError",
     "RunEndEvent",
+    "RunOwnedError",
     "RunReport",
     "RunStartEvent",
     "RunTimeoutError",
+    "SQLiteStore",
     "Session",
     "State",
     "Status",
+    "Store",
+    "StoredRun",
     "StreamChunk",
     "StreamError",
     "Task",
@@ -121,3 +135,12 @@ __all__ = [
     "fn_hook",
     "task",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load stores, and with them ``sqlite3``, when somebody asks for them."""
+    if name in ("JSONFileStore", "MemoryStore", "SQLiteStore", "Store", "StoredRun"):
+        from millstream import stores
+
+        return getattr(stores, name)
+    raise AttributeError(f"module 'millstream' has no attribute {name!r}")

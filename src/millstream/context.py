@@ -71,6 +71,22 @@ class Waits(Protocol):
         """The same, without blocking the event loop."""
 
 
+class Keeper(Protocol):
+    """What keeps the changes of a context (``engine/journal.py``). Called under the monitor, before each change.
+
+    All raise ``CheckpointError`` when the change cannot be kept; then it must not happen.
+    """
+
+    def set(self, key: str, value: Any) -> None:
+        """A key is about to be set."""
+
+    def append(self, key: str, value: Any) -> None:
+        """A value is about to be appended to the list of a key."""
+
+    def delete(self, key: str) -> None:
+        """A key is about to be removed."""
+
+
 class Context(Generic[DepsT]):
     """The key → value store that the task runs of one run share. Safe from any thread.
 
@@ -91,6 +107,7 @@ class Context(Generic[DepsT]):
         self._monitor = Monitor()
         self._values: dict[str, Any] = {}
         self._waits: Waits | None = None  # guarded by the monitor
+        self._journals: tuple[Keeper, ...] = ()  # of the durable runs that have this context; guarded by the monitor
         self._deps = deps
         if metadata is not None and not isinstance(metadata, Mapping):
             raise TypeError(f"Context(metadata=...) takes a mapping, not {type(metadata).__name__}.")
@@ -182,6 +199,8 @@ class Context(Generic[DepsT]):
         check_key(key)
         with self._monitor:
             if not _given_up():
+                for journal in self._journals:
+                    journal.set(key, value)
                 self._put(key, value)
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -214,6 +233,8 @@ class Context(Generic[DepsT]):
             if self._values.get(key, default) is not old:
                 return False
             if not _given_up():
+                for journal in self._journals:
+                    journal.set(key, new)
                 self._put(key, new)
             return True
 
@@ -225,15 +246,17 @@ class Context(Generic[DepsT]):
         """
         check_key(key)
         with self._monitor:
-            items = self._values.get(key)
+            items: Any = self._values.get(key)
             if _given_up():
                 return
+            if key in self._values and not isinstance(items, list):
+                raise TypeError(f"Context.append({key!r}) needs a list there, and finds {type(items).__name__}.")
+            for journal in self._journals:
+                journal.append(key, value)
             if key not in self._values:
                 self._put(key, [value])
-            elif isinstance(items, list):
-                items.append(value)
             else:
-                raise TypeError(f"Context.append({key!r}) needs a list there, and finds {type(items).__name__}.")
+                items.append(value)
 
     def delete(self, key: str) -> None:
         """Remove ``key``.
@@ -247,6 +270,8 @@ class Context(Generic[DepsT]):
                 return
             if key not in self._values:
                 raise ContextKeyError(key)
+            for journal in self._journals:
+                journal.delete(key)
             del self._values[key]
 
     def __delitem__(self, key: str) -> None:

@@ -23,7 +23,9 @@
     ├── TransferError (TypeError)            a value that cannot travel to another process, or back
     ├── StreamError                          chunks of a run that can no longer be read
     ├── CheckpointError                      what is kept of runs cannot be read or written
-    │   └── UnknownRunError (LookupError)    a run id that nobody knows
+    │   ├── UnknownRunError (LookupError)    a run id that nobody knows
+    │   ├── RunOwnedError                    another process goes on with the run
+    │   └── CodeChangedError                 the tasks are not what they were when the run was started
     ├── FlowClosedError                      a flow was used after close()
     └── StateError                           a step that the state machine forbids: a bug of ours
 
@@ -290,14 +292,41 @@ class CheckpointError(FlowError):
     """What is kept of runs cannot be read or written."""
 
 
+class RunOwnedError(CheckpointError):
+    """A run that somebody else goes on with: one process at a time owns a run."""
+
+    def __init__(self, run_id: str, owner: str) -> None:
+        super().__init__(run_id, owner)
+        self.run_id, self.owner = run_id, owner
+
+    def __str__(self) -> str:
+        return f"Run {self.run_id} belongs to {self.owner}: wait until that has ended, or end it."
+
+
+class CodeChangedError(CheckpointError):
+    """The tasks of a stored run are not what they were when it was started."""
+
+    def __init__(self, run_id: str, changes: Iterable[str]) -> None:
+        self.run_id, self.changes = run_id, tuple(changes)
+        super().__init__(run_id, self.changes)
+
+    def __str__(self) -> str:
+        return (
+            f"Run {self.run_id} was started with other code: {', '.join(self.changes)}. If it may go on with this one, "
+            "resume it with on_code_change='ignore'."
+        )
+
+
 class UnknownRunError(CheckpointError, LookupError):
     """A run id that nobody knows (any more)."""
 
-    def __init__(self, run_id: str | None, flow: str) -> None:
-        super().__init__(run_id, flow)
-        self.run_id, self.flow = run_id, flow
+    def __init__(self, run_id: str | None, flow: str, store: str | None = None) -> None:
+        super().__init__(run_id, flow, store)
+        self.run_id, self.flow, self.store = run_id, flow, store
 
     def __str__(self) -> str:
+        if self.store is not None:
+            return f"Run {self.run_id} is not in {self.store}: see runs() for those that are."
         if self.run_id is None:
             return f"Flow {self.flow} has not been run yet, so there is no report."
         return (

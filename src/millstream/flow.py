@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from contextvars import Token
 from itertools import count
 from types import CodeType, MappingProxyType
@@ -30,6 +31,7 @@ from millstream.engine.stream import AsyncChunks, Chunks, Stream
 from millstream.engine.tell import Teller
 from millstream.errors import (
     BindingError,
+    CheckpointError,
     DuplicateTaskWarning,
     FlowClosedError,
     FlowError,
@@ -61,9 +63,11 @@ from millstream.values import NextTask, copied_inputs
 
 if TYPE_CHECKING:
     from millstream.config.edges import Edge
+    from millstream.durable import Durable, OnCodeChange
     from millstream.engine.record import RunRecord
     from millstream.graph import Graph
     from millstream.report import RunReport
+    from millstream.stores.base import Store, StoredRun
     from millstream.task import TaskName
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,6 +89,7 @@ class RunOptions(TypedDict, total=False):
     trace: bool  #: keep every task run for the report
     timeout: float | None  #: seconds for the whole run
     run_id: str | None  #: the id of the run; made up without it
+    resume: str | None  #: the id of a run in the flow's store that is to go on, instead of a new one
 
 
 class FlowTask(Task[P, R]):
@@ -181,6 +186,8 @@ class Flow:
         hooks: instances of ``Hook``, which are told of everything that happens in runs.
         entry: name of the task that a run starts with when none is named.
         logger: where the flow logs; ``millstream`` by default.
+        store: keeps runs, so that they can go on after the end of the process: the path of a SQLite
+            database, which is made, or a ``Store``, which is not closed with the flow.
 
     Raises:
         TypeError, ValueError: a bad value; an unknown option is refused with the nearest of ours.
@@ -189,7 +196,7 @@ class Flow:
     _numbers: ClassVar[count[int]] = count(1)
     _OPTIONS: ClassVar[tuple[str, ...]] = (
         "executor", "context", "name", "max_workers", "max_parallel", "limits", "on_error", "max_task_runs", "hooks",
-        "entry", "logger",
+        "entry", "logger", "store",
     )  # fmt: skip
     _ALIASES: ClassVar[Mapping[str, str]] = {"backend": "executor", "max_steps": "max_task_runs"}
 
@@ -207,6 +214,7 @@ class Flow:
         hooks: Iterable[Hook] = (),
         entry: str | None = None,
         logger: logging.Logger | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -234,8 +242,9 @@ class Flow:
         self._settings: dict[str, Any] = {
             "executor": executor, "max_workers": max_workers, "max_parallel": max_parallel, "on_error": on_error,
             "max_task_runs": max_task_runs, "entry": entry, "logger": logger, "context": context,
-            "hooks": self._hooks, "limits": self._limits_given,
+            "hooks": self._hooks, "limits": self._limits_given, "store": store,
         }  # fmt: skip
+        self._durable = None if store is None else durable_of(store)
         self._clock = Clock()
         weakref.finalize(self, self._clock.close, False)
         self._limits = Limits(self._limits_given, self._clock)
@@ -525,6 +534,8 @@ class Flow:
             trace: keep every attempt of every task run for ``report.trace``.
             timeout: seconds for the whole run.
             run_id: the id of the run; made up without it.
+            resume: the id of a run in the flow's store that goes on; see ``resume``. Then ``inputs`` are values
+                for its context, and what else says how a run is started is left out.
 
         Returns:
             The outputs of the terminal task runs, by their id: those that asked for nothing further.
@@ -637,10 +648,26 @@ class Flow:
             registry.in_use = True
         graph = None if graph is None else graph.rooted(())
         stream = Stream(BUFFER, attached=False) if keep else None  # of a block's own session nobody can read
-        run = self._new_run((), options, registry, graph, stream=stream, keep=keep, kind=Session)
-        assert isinstance(run, Session), "that kind was asked for"
-        self._under_way(run)
-        run.begin_session(self._submit_to, options.get("timeout"))
+        with ExitStack() as opened:
+            durable, run_id, kept = self._durable, options.get("run_id"), None
+            if durable is not None and run_id is not None and durable.has(run_id):
+                kept = opened.enter_context(durable.going_on(run_id, claim=True))
+                if not kept.beginning.session:
+                    raise CheckpointError(f"Run {run_id} is no session: go on with it by flow.resume({run_id!r}).")
+                kept.check_code(registry.tasks, "warn", self._logger)
+                options = {**options, "metadata": options.get("metadata") or kept.metadata or None}
+            run = self._new_run((), options, registry, graph, stream=stream, keep=keep, kind=Session)
+            assert isinstance(run, Session), "that kind was asked for"
+            self._under_way(run)
+            try:
+                if durable is not None and kept is not None:
+                    durable.go_on(run, kept, () if graph is None else graph.names, registry.tasks, None)
+                elif durable is not None:
+                    durable.begin(run, registry.tasks, (), None, None, session=True)
+                run.begin_session(self._submit_to, options.get("timeout"))
+            except BaseException:
+                run.cancel()
+                raise
         return run
 
     @overload
@@ -718,7 +745,7 @@ class Flow:
         depends_on: Iterable[TaskHandle[Any]],
         call_key: str | None,
     ) -> TaskHandle[Any]:
-        if call_key is not None:
+        if call_key is not None and self._durable is None:
             raise ValueError(
                 f"Flow {self._name} has no store, so call_key={call_key!r} would do nothing: leave it out."
             )
@@ -726,7 +753,7 @@ class Flow:
         function = fn.fn if isinstance(fn, Task) else fn
         if terms.executor.remote and not terms.is_async:
             function = bound(function)
-        return submit_call(run, terms, shape, function, args, kwargs, depends_on)
+        return submit_call(run, terms, shape, function, args, kwargs, depends_on, call_key)
 
     def _callable(self, fn: Any) -> tuple[RunTerms, CallShape]:
         """Return how a submitted callable is called; found out once for each function and task."""
@@ -858,7 +885,8 @@ class Flow:
         """Return the report of a run: of the newest one, or of the one with that id.
 
         Raises:
-            UnknownRunError: it is neither under way nor the newest.
+            UnknownRunError: it is neither under way, nor the newest, nor in the flow's store.
+            CheckpointError: it cannot be read there.
         """
         with self._lock:
             run = next((run for run in self._runs if run.id == run_id), None)
@@ -868,9 +896,80 @@ class Flow:
             run = newest
         if run is not None:
             return run.report()
-        if record is None or run_id not in (None, record.id):
-            raise UnknownRunError(run_id, self._name)
-        return record.report()
+        if record is not None and run_id in (None, record.id):
+            return record.report()
+        if self._durable is not None and run_id is not None:
+            return self._durable.report(run_id)
+        raise UnknownRunError(run_id, self._name)
+
+    # ---- runs in the store --------------------------------------------------------------------------
+
+    def resume(
+        self,
+        run_id: str,
+        *,
+        from_tasks: Iterable[TaskName] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        deps: Any = None,
+        timeout: float | None = None,
+        on_code_change: OnCodeChange = "warn",
+    ) -> dict[str, Any]:
+        """Go on with a run of the flow's store, and wait for it. What has finished is not called again.
+
+        A run that has ended well just gives its results again. One that has failed, was cancelled, or whose
+        process has died runs what had not finished. ``run``, ``stream`` and ``start`` do the same with ``resume=``.
+
+        Args:
+            run_id: of a run that was started by a flow with the same tasks.
+            from_tasks: make a new run of it, in which these tasks and all that came after them run again.
+            inputs: values for its context: what tasks wait for with ``get(key, external=True)``.
+            deps: the object that tasks reach as ``ctx.deps``; it is not stored.
+            timeout: seconds for the rest of the run.
+            on_code_change: what to do when the code of a task is not what it was.
+
+        Returns:
+            The outputs of the terminal task runs, by their id, also of those that had finished before.
+
+        Raises:
+            UnknownRunError: the store has no such run.
+            RunOwnedError: another process has it.
+            CodeChangedError: with ``on_code_change="raise"``.
+            CheckpointError: the flow has no store, or the run cannot go on; the sentence says why.
+            Exception: as ``run``.
+        """
+        options: RunOptions = {"resume": run_id, "deps": deps, "timeout": timeout}
+        run = None
+        try:
+            run = self._start(None, inputs, options, driven=True, again=from_tasks, on_code_change=on_code_change)
+            run.wait()
+        except KeyboardInterrupt:
+            if run is not None:
+                run.interrupt()
+            raise
+        return run.take_result()
+
+    def runs(self) -> list[StoredRun]:
+        """Return the heads of all runs in the flow's store, the oldest first.
+
+        Raises:
+            CheckpointError: the flow has no store, or it cannot be read.
+        """
+        return self._kept().store.runs()
+
+    def forget(self, run_id: str) -> None:
+        """Remove a run from the flow's store.
+
+        Raises:
+            UnknownRunError: it is not there.
+            RunOwnedError: it is under way.
+            CheckpointError: the flow has no store, or it cannot be written.
+        """
+        self._kept().store.forget(run_id)
+
+    def _kept(self) -> Durable:
+        if self._durable is None:
+            raise CheckpointError(f"Flow {self._name} has no store: write Flow(store='runs.db').")
+        return self._durable
 
     def cancel_all(self) -> None:
         """Cancel every run of this flow that is under way; returns at once."""
@@ -920,6 +1019,8 @@ class Flow:
             run.give_up()
         self._clock.close()
         self._executors.close()
+        if self._durable is not None:
+            self._durable.close()
 
     def __enter__(self) -> Self:
         with self._lock:
@@ -1002,23 +1103,17 @@ class Flow:
         keep: bool | None = None,
         loop: Any = None,
         driven: bool = False,
+        again: Iterable[TaskName] | None = None,
+        on_code_change: OnCodeChange = "warn",
     ) -> FlowRun:
         """Check everything, then make a run and begin it."""
         values = None if inputs is None else copied_inputs(inputs, f"A run of {self._name}")
-        targets = options.get("targets")
-        names = None if targets is None else self._target_names(targets)
-        with self._lock:
-            self._refuse_closed()
-            registry = self._registry
-            graph, inside = (registry.graph(), None) if names is None else registry.part(names)
-            registry.in_use = True
+        if options.get("resume") is not None:
+            how: dict[str, Any] = {"stream": stream, "keep": keep, "loop": loop, "driven": driven}
+            return self._go_on(start, values, options, again, on_code_change, how)
+        registry, graph, inside = self._of_now(options.get("targets"))
         starts = self._starts(start, registry, graph, inside)
-        if graph is not None:
-            after = graph.after(graph.number[name] for name in starts if name in graph.number)
-            registry.plan(after, self._executors)
-        requests = [NextTask(name, values, spawn_another=True) for name in starts]
-        if graph is not None:
-            graph = graph.rooted([graph.number[name] for name in starts if name in graph.number])
+        requests, graph = self._first(starts, values, registry, graph)
         run = self._new_run(
             requests,
             options,
@@ -1033,11 +1128,78 @@ class Flow:
         )
         self._under_way(run)
         try:
+            if self._durable is not None:
+                self._durable.begin(run, registry.tasks, starts, options.get("targets"), values)
             run.begin(requests, options.get("timeout"))
         except BaseException:  # Ctrl-C can strike while threads are started
             run.cancel()
             raise
         return run
+
+    def _of_now(self, targets: Iterable[TaskName] | None) -> tuple[Registry, Graph | None, frozenset[str] | None]:
+        """Return the tasks as they are now, for a run: their graph, and those that it is limited to."""
+        names = None if targets is None else self._target_names(targets)
+        with self._lock:
+            self._refuse_closed()
+            registry = self._registry
+            graph, inside = (registry.graph(), None) if names is None else registry.part(names)
+            registry.in_use = True
+        return registry, graph, inside
+
+    def _first(
+        self, starts: list[str], values: Mapping[str, Any] | None, registry: Registry, graph: Graph | None
+    ) -> tuple[list[NextTask], Graph | None]:
+        """Return the requests that a run starts with, and the graph as seen from there."""
+        if graph is not None:
+            numbers = [graph.number[name] for name in starts if name in graph.number]
+            registry.plan(graph.after(numbers), self._executors)
+            graph = graph.rooted(numbers)
+        return [NextTask(name, values, spawn_another=True) for name in starts], graph
+
+    def _go_on(
+        self,
+        start: Start,
+        inputs: Mapping[str, Any] | None,
+        options: RunOptions,
+        again: Iterable[TaskName] | None,
+        on_code_change: OnCodeChange,
+        how: dict[str, Any],
+    ) -> FlowRun:
+        """Claim a run of the store, or make one from it, and begin it where it was."""
+        durable, run_id = self._kept(), options.get("resume")
+        for name in ("targets", "context", "metadata", "run_id"):
+            if start is not None or options.get(name) is not None:
+                what = "the task to start with" if start is not None else name
+                raise ValueError(f"Run {run_id} goes on as it was started: leave {what} out.")
+        if not isinstance(run_id, str):
+            raise TypeError(f"resume takes the id of a run, not {run_id!r}.")
+        names = None if again is None else self._names_again(again)
+        with durable.going_on(run_id, claim=names is None) as kept:
+            if kept.beginning.session:
+                raise CheckpointError(f"Run {run_id} is a session: open it again by flow.session(run_id={run_id!r}).")
+            registry, graph, inside = self._of_now(kept.beginning.targets)
+            kept.check_code(registry.tasks, on_code_change, self._logger)
+            requests, graph = self._first(kept.beginning.starts, kept.inputs, registry, graph)
+            chosen: RunOptions = {
+                "deps": options.get("deps"), "trace": options.get("trace", False), "timeout": options.get("timeout"),
+                "metadata": kept.metadata or None, "run_id": run_id if names is None else None,
+            }  # fmt: skip
+            run = self._new_run(requests, chosen, registry, graph, inside=inside, values=kept.inputs, **how)
+            self._under_way(run)
+            try:
+                durable.go_on(run, kept, () if graph is None else graph.names, registry.tasks, names)
+                run.begin(requests, options.get("timeout"), inputs)
+            except BaseException:
+                run.cancel()
+                raise
+        return run
+
+    def _names_again(self, tasks: Iterable[TaskName]) -> frozenset[str]:
+        """Return the names of tasks that are to run again."""
+        names = frozenset(self._target_names(tasks))
+        if not names:
+            raise ValueError("from_tasks names no task: leave it out to go on where the run was.")
+        return names
 
     def _new_run(
         self,
@@ -1264,6 +1426,13 @@ class Plan:
             blocked_loops.remove(self._blocks)
         for executor in self._own:
             executor.shutdown(wait=False)
+
+
+def durable_of(store: Store | str | os.PathLike[str]) -> Durable:
+    """Return what a flow does with a store; loaded only for one."""
+    from millstream.durable import Durable
+
+    return Durable(store)
 
 
 async def _each(items: Any) -> AsyncIterator[Any]:

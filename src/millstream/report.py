@@ -125,7 +125,9 @@ class TaskTrace(Record):
 class RunReport(Record):
     """What became of a run and of its tasks; see ``FlowRun.report``."""
 
-    __slots__ = ("created_at", "error", "finished_at", "flow", "metadata", "run_id", "status", "tasks", "trace")
+    __slots__ = (
+        "created_at", "error", "finished_at", "flow", "metadata", "resumed_from", "run_id", "status", "tasks", "trace",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -138,6 +140,7 @@ class RunReport(Record):
         tasks: dict[str, TaskReport],
         trace: tuple[TaskTrace, ...] | None = None,
         error: ErrorReport | None = None,
+        resumed_from: str | None = None,
     ) -> None:
         self.run_id = run_id
         self.flow = flow  #: name of the flow
@@ -148,6 +151,7 @@ class RunReport(Record):
         self.tasks = tasks  #: one row for each task, by name
         self.trace = trace  #: every attempt of every task run; None without ``trace=True``
         self.error = error  #: why the run ended, None when it succeeded or runs
+        self.resumed_from = resumed_from  #: the run that this one was made from, by ``resume(from_tasks=)``
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{"run_id", "flow", "metadata", "created_at", "finished_at", "status", "tasks"}``.

@@ -203,6 +203,7 @@ class TaskOptions(TypedDict, total=False):
     resources: Mapping[str, float] | None
     uses: Iterable[str]
     priority: int
+    version: str | None
 
 
 class Options:
@@ -237,15 +238,17 @@ class Options:
     resources: Mapping[str, float] | None = None
     #: A higher one starts earlier.
     priority: int = 0
+    #: What a durable run compares when it goes on, instead of the code of the task.
+    version: str | None = None
 
-    #: Nothing was given but ``depends_on`` and ``description``: its runs are treated as any task's.
+    #: Nothing was given but ``depends_on``, ``description`` and ``version``: its runs are treated as any task's.
     plain: bool
     #: ``depends_on``, if it has nothing but names and is all that the task depends on.
     needs: tuple[str, ...] | None = None
 
     KEPT: ClassVar[tuple[str, ...]] = (
         "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "retry",
-        "max_parallel", "uses", "resources", "priority",
+        "max_parallel", "uses", "resources", "priority", "version",
     )  # fmt: skip
     #: Options that are short for a ``Retry``.
     SHORT: ClassVar[tuple[str, ...]] = (
@@ -277,7 +280,7 @@ class Options:
 
 
 #: Options that say nothing of how a task's runs are treated.
-PLAIN = frozenset({"depends_on", "description"})
+PLAIN = frozenset({"depends_on", "description", "version"})
 
 
 def _check_timeout(value: Any, what: str) -> Any:
@@ -574,6 +577,7 @@ CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "uses": limit_names,
     "resources": check_resources,
     "priority": check_priority,
+    "version": _check_text,
 }
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping
 from contextvars import Context as Variables
 from contextvars import copy_context
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from millstream.engine.clock import Timer
@@ -161,15 +162,18 @@ class Steps:
 class Feed:
     """A list of requests that is pulled as workers become free."""
 
-    __slots__ = ("ahead", "batch", "iterator", "owner", "pulled_at", "scope")
+    __slots__ = ("ahead", "batch", "iterator", "owner", "pages", "pulled_at", "scope")
 
-    def __init__(self, owner: Item, scope: Scope, iterator: Iterator[Any], first: Any) -> None:
+    def __init__(
+        self, owner: Item, scope: Scope, iterator: Iterator[Any], first: Any, pages: str | None = None
+    ) -> None:
         self.owner = owner
         self.scope = scope
         self.iterator = iterator
         self.ahead = [first]  #: pulled already: a list that is empty must be known at once
         self.batch = 1
         self.pulled_at = 0.0
+        self.pages = pages  #: the name of the list in the journal, if it is there
 
     def pull(self, now: Callable[[], float]) -> tuple[list[Any], bool, BaseException | None]:
         """Return the next requests, whether the list has ended, and the error that ended it.
@@ -204,12 +208,12 @@ class Lane:
 
     __slots__ = ("active", "burst", "capacity", "crew", "feeds", "on_loop", "ready", "run", "wanted", "workers")
 
-    def __init__(self, run: FlowRun, workers: Workers, *, on_loop: bool) -> None:
+    def __init__(self, run: FlowRun, workers: Workers, ready: Ready, *, on_loop: bool) -> None:
         self.run = run
         self.workers = workers
         self.capacity, self.burst = workers.capacity, workers.burst
         self.on_loop = on_loop
-        self.ready = Ready()  #: filled by the scheduler, taken from without a lock
+        self.ready = ready  #: filled by the scheduler, taken from without a lock
         self.feeds: deque[Feed] = deque()  #: lists to be pulled when nothing is ready
         # Guarded by the monitor of the run: active, wanted, crew.
         self.active = 0  #: workers that are here and not waiting
@@ -420,7 +424,12 @@ class Lane:
             first = own.run(next, iterator)
         except StopIteration:
             return []
-        return Feed(item, Scope(item, None), iterator, first)
+        if self.run.journal is None:
+            return Feed(item, Scope(item, None), iterator, first)
+        # What is to come must not be lost with this process, nor be held in memory.
+        pages = own.run(self.run.journal.drained, item, chain((first,), iterator))
+        iterator = self.run.journal.reader().pages(item.path, pages)
+        return Feed(item, Scope(item, None), iterator, next(iterator), pages)
 
     def _iterate(self, item: Item, steps: Steps) -> Any:
         """Run a generator task to its end; return its return value."""

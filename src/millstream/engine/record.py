@@ -87,7 +87,7 @@ class RunRecord:
         self._failures = list(run.first_failures)
         same = (failure for failure in self._failures if failure.error is error)
         self.failure = None if error is None else next(same, None) or Failure(error)
-        self._wall = seen.wall(0.0)
+        self._wall, self._resumed_from = seen.wall(0.0), run.resumed_from
         self._known = run.plan.known()
 
     def let_go(self) -> None:
@@ -118,7 +118,8 @@ class RunRecord:
         }
         error = None if self.failure is None else self.failure.digest().report()
         created, finished = self._wall + self.began, wall(self.ended)
-        return RunReport(self.id, self.flow, self.metadata, created, finished, self.status, tasks, self.trace, error)
+        ids = self.id, self.flow, self.metadata
+        return RunReport(*ids, created, finished, self.status, tasks, self.trace, error, self._resumed_from)
 
     def _rows(self) -> dict[str, Row]:
         rows: dict[str, Row] = {}

@@ -14,7 +14,8 @@ import logging
 import math
 import os.path
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -24,6 +25,7 @@ from millstream.engine.clock import Clock, Timer
 from millstream.engine.lane import Feed, Item, Lane, RunTask, close_unawaited
 from millstream.engine.limits import Limits
 from millstream.engine.observe import Observer
+from millstream.engine.ready import Ready
 from millstream.engine.record import Failure, RunRecord
 from millstream.engine.scheduler import Scheduler
 from millstream.engine.states import Call, Coalesced, Place, RunTerms, Scope, Settled, TaskRun
@@ -32,6 +34,7 @@ from millstream.engine.tell import END, Teller
 from millstream.engine.waiting import GRACE, Waiting, waits_somewhere
 from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
+    CheckpointError,
     DeadlockError,
     DependencyFailedError,
     ExecutorLostError,
@@ -47,12 +50,15 @@ from millstream.errors import (
 from millstream.events import shown
 from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
-from millstream.report import RunReport
+from millstream.report import ErrorReport, RunReport
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
 
 if TYPE_CHECKING:
+    from millstream.engine.journal import Journal, Reader
+    from millstream.engine.recall import Recall
     from millstream.executors.remote.calls import Caller
+    from millstream.stores.base import Entry, Store
 
 RUNNING, SUCCESS, ABANDONED = Status.RUNNING, Status.SUCCESS, Status.ABANDONED
 FAILED, CANCELLED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.SKIPPED
@@ -159,6 +165,12 @@ class FlowRun(Waiting):
         self._compared: threading.Event | None = None  # after the end: there are none any more
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
+        self.journal: Journal | None = None  #: of a durable run
+        self._unkept: deque[tuple[Item, Status, BaseException]] = deque()  # failures to be written
+        self._reports: list[tuple[Item, Any, Any, Lane | None]] = []  # outputs that are to be committed
+        self._keeping = threading.Lock()  # held while they are
+        self.recall: Recall | None = None  #: of one that goes on from its journal
+        self.resumed_from: str | None = None  #: the run that this one was made from
         self.blocked = self._attach()
 
     # ---- what users call ------------------------------------------------------------------------
@@ -259,8 +271,13 @@ class FlowRun(Waiting):
 
     # ---- starting and waiting -------------------------------------------------------------------
 
-    def begin(self, requests: Sequence[NextTask], timeout: float | None) -> None:
+    def begin(self, requests: Sequence[NextTask], timeout: float | None, more: Mapping[str, Any] | None = None) -> None:
         """Schedule the first task runs and send for workers.
+
+        Args:
+            requests: the first ones.
+            timeout: seconds for the run.
+            more: values for the context of one that goes on.
 
         Raises:
             FlowError: they cannot be scheduled; the run has ended then.
@@ -272,6 +289,11 @@ class FlowRun(Waiting):
             self.observer.run_began()
             try:
                 self.scheduler.start(requests)
+                if self.recall is not None:
+                    self.recall.replay()
+                    for key, value in (more or {}).items():
+                        self.recall.set(key, value)
+                    self.recall.go_on()
             except BaseException as error:
                 self._end_early(Status.FAILED, error)
                 raise
@@ -413,8 +435,12 @@ class FlowRun(Waiting):
             scope = self._growing.get(item)
             if scope is None:
                 self.scheduler.check((request,))
+            keep = None if self.journal is None else self.journal.asking(item, request)
+            if scope is None:
                 scope = self._growing[item] = self.scheduler.open_list(item)
             self.scheduler.request(scope, request)
+            if keep is not None:
+                keep()
             if self.scheduler.outbox:
                 self._see_to_outbox()
             self.dispatch(None)
@@ -428,12 +454,13 @@ class FlowRun(Waiting):
     def fed(self, feed: Feed, requests: Sequence[Any], ended: bool, error: BaseException | None) -> None:
         """Requests of a list were pulled."""
         scheduler = self.scheduler
-        lane = None
+        lane, made = None, 0
         try:
             for request in requests:
                 self._refuse_no_route(feed.owner, request)
                 scheduler.request(feed.scope, request)
                 lane = scheduler.asked[request.id].lane  # type: ignore[attr-defined]
+                made += 1
         except Exception as refused:  # what the flow cannot serve is the failure of who asked
             error = refused
         if error is not None:
@@ -442,6 +469,8 @@ class FlowRun(Waiting):
             failure = error if plain else as_failure(feed.owner.id, error)
             self._note_failure(feed.owner.task, failure)
             self._blame_task(feed.owner, failure)
+        elif self.journal is not None:
+            self.journal.pulled(feed.owner, made, ended)
         if ended or error is not None or self.stopping:
             self.monitor.later.append((feed.close, ()))
             scheduler.close_list(feed.scope)
@@ -483,6 +512,8 @@ class FlowRun(Waiting):
         self._close_list(item)
         self.observer.retried(again, delay, error)
         due = self.clock.now() + delay
+        if self.journal is not None:
+            self._try_to_keep(partial(self.journal.retried, item, due, error))
         if goes_on:
             self._late[item] = (again, due)  # attempts never overlap
         else:
@@ -513,6 +544,9 @@ class FlowRun(Waiting):
     def _fail(self, item: Item, error: BaseException, status: Status) -> None:
         """A task run has failed for good, or was cancelled or given up; and the map that it is an item of."""
         self._attempt_failed(item, error, None, status)
+        if self.journal is not None and status is not CANCELLED:
+            self._unkept.append((item, status, error))
+            self.monitor.later.append((self._keep_failures, ()))
         mapped: Any = item.extra.parent if type(item.extra) is Place else None
         parent = None if mapped is None else self._unmap(mapped)
         if status is not CANCELLED:
@@ -596,6 +630,8 @@ class FlowRun(Waiting):
         run: Any = entry.run
         run_id = task.name if run is None else run.id
         task.ended = self.clock.now()
+        if self.journal is not None:
+            self.journal.settled(task.name, run_id, entry.status, entry.reason)
         if entry.status is SKIPPED:
             self.observer.skipped(task.name, run_id, entry.reason)
         elif entry.error is not None:
@@ -622,13 +658,134 @@ class FlowRun(Waiting):
             cause = None if task is None or task.failure is None else task.failure.error
         return cause.__cause__ if isinstance(cause, DependencyFailedError) else cause
 
+    # ---- what a durable run keeps ---------------------------------------------------------------
+
+    def keep_in(self, store: Store) -> None:
+        """It has been created, or claimed, in a store, and has not begun: keep there what happens."""
+        from millstream.engine.journal import Journal
+
+        fails = partial(self.monitor.post, self._end_early, FAILED)
+        self.journal = Journal(store, self.id, self.observer.wall, fails)
+        self.settle = self._settle_durably  # type: ignore[method-assign]  # a question less for all others
+        self.context._journals = (*self.context._journals, self.journal)
+
+    def go_on_from(
+        self, reader: Reader, entries: Iterable[Entry], keys: Sequence[int], again: frozenset[str] | None = None
+    ) -> None:
+        """It goes on from a journal, and has not begun; see ``Recall``. ``keys`` are those of its scheduler."""
+        from millstream.engine.recall import Recall
+
+        self.scheduler.keys = keys
+        self.recall = Recall(self, reader, entries, again)
+
+    def _settle_durably(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> None:
+        """A task run gave its output, which is written before anything comes of it.
+
+        What others report while something is being committed is committed together.
+        """
+        self._reports.append((item, output, requests, lane))
+        if len(self._reports) == 1:
+            self.monitor.posted.append((self._commit_reports, ()))
+
+    def _commit_reports(self) -> None:
+        assert self.journal is not None, "only a run with a journal keeps that"
+        reports, self._reports = self._reports, []
+        if self.plan.max_task_runs is not None:  # what one asks for decides what the next one may ask for
+            for report in reports:
+                self._commit([report])
+        else:
+            self._commit(reports)
+
+    def _commit(self, reports: list[tuple[Item, Any, Any, Lane | None]]) -> None:
+        journal = self.journal
+        assert journal is not None, "only a run with a journal keeps that"
+        kept = [report for report in reports if self._is_written(*report)]
+        try:
+            journal.commit_now()
+        except CheckpointError as error:
+            self._end_early(FAILED, error)
+            for item, *_ in kept:
+                if item.status is RUNNING:
+                    self._fail(item, TaskCancelledError(item.id), CANCELLED)
+            return
+        for report in kept:
+            FlowRun.settle(self, *report)
+
+    def _is_written(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> bool:
+        """Write that a task run succeeds, unless it does not; if that cannot be written, it fails."""
+        assert self.journal is not None, "only a run with a journal keeps that"
+        pages = None
+        if item.status is RUNNING:
+            try:
+                if item.task.terms.routes is not None:
+                    requests = self._routed(item, output, requests)
+                if isinstance(requests, Feed):
+                    requests, pages = None, requests.pages
+                elif requests:
+                    self.scheduler.check(requests, item)
+                self.journal.finished(item, output, requests, pages)
+            except CheckpointError as error:
+                self._explain(item, error)
+                self._fail(item, error, FAILED)
+                return False
+            except Exception:  # what cannot be served: ``settle`` finds that out as well
+                pass
+        return True
+
+    def _try_to_keep(self, keep: Callable[[], object]) -> None:
+        """Write something; if the store fails, the run ends."""
+        try:
+            keep()
+        except CheckpointError as error:
+            self._end_early(FAILED, error)
+
+    def _emits(self, item: Item) -> bool:
+        assert self.journal is not None, "only a run with a journal keeps that"
+        try:
+            return self.journal.emitted(item)
+        except CheckpointError as error:
+            self._end_early(FAILED, error)
+            return False
+
+    def _keep_failures(self) -> None:
+        """Write what has failed. No lock held: making text of an error is a user's code."""
+        assert self.journal is not None, "only a run with a journal keeps that"
+        with self._keeping:
+            while self._unkept:
+                item, status, error = self._unkept.popleft()
+                self.journal.failed(item, status, ErrorReport.of(error))
+
+    def _keep_end(self, why: BaseException | None) -> None:
+        """The run has ended. No lock held; nobody was told yet."""
+        assert self.journal is not None, "only a run with a journal keeps that"
+        self._keep_failures()
+        try:
+            self.journal.finish(self._status, None if why is None else ErrorReport.of(why))
+        except CheckpointError as error:
+            if self._error is None:
+                self._error, self._results, self._status = error, None, FAILED
+        if self.stream_buffer is not None:
+            with self.monitor:
+                wakes = self.stream_buffer.close()
+            for wake in wakes:
+                wake()
+
     # ---- submitted calls ------------------------------------------------------------------------
 
-    def submit_call(self, name: str, call: Call, terms: RunTerms, needs: Iterable[Call], parent: Item | None) -> None:
-        """A call is submitted, from inside of the task run ``parent`` or from outside.
+    def submit_call(
+        self,
+        name: str,
+        call: Call,
+        terms: RunTerms,
+        needs: Iterable[Call],
+        parent: Item | None,
+        key: str | None = None,
+    ) -> int:
+        """A call is submitted, from inside of the task run ``parent`` or from outside; return the path of its task run.
 
         Raises:
             FlowError: it cannot be, since the run has ended or ends; nothing has changed.
+            CheckpointError: the run goes on, and another call was in this place.
         """
         given_up = parent is not None and parent.given_up
         if parent is not None and parent.status is not RUNNING:
@@ -640,12 +797,18 @@ class FlowRun(Waiting):
             lane = self._lane(terms.executor, terms.is_async)
             task = self._called[terms] = RunTask(lane, name, terms, None, True)
             self.scheduler.called.append(task)
-        if parent is None:
+        if key is not None:
+            from millstream.engine.journal import stable
+
+            path = hash((0 if parent is None else parent.path, 5, stable(key)))
+        elif parent is None:
             self._calls += 1
             path = hash((2, self._calls))
         else:
             parent.calls = getattr(parent, "calls", 0) + 1
             path = hash((parent.path, 3, parent.calls))
+        if self.recall is not None:
+            self.recall.check_call(name, path, getattr(call, "digest", None))
         needs = list(needs)
         self.scheduler.submit(task, path, call, needs, None if parent is None else parent.scope)
         if self._results:
@@ -654,6 +817,7 @@ class FlowRun(Waiting):
         if self.scheduler.outbox:
             self._see_to_outbox()
         self.dispatch(None)
+        return path
 
     def cancel_call(self, call: Call) -> None:
         """A submitted call is cancelled: it has ended, whatever its code still does."""
@@ -781,6 +945,10 @@ class FlowRun(Waiting):
 
     def dispatch(self, lane: Lane | None) -> None:
         """Send for workers wherever there is more ready than they will take."""
+        if self.recall is not None:
+            self.recall.serve()
+            if self.scheduler.outbox:
+                self._see_to_outbox()
         for each in self._lanes.values():
             if each.feeds or len(each.ready):
                 self._send_for(each, each is lane)
@@ -920,7 +1088,7 @@ class FlowRun(Waiting):
     def _quiet(self) -> None:
         """Nothing is under way that could move: the run has ended, or somebody waits in vain."""
         scheduler = self.scheduler
-        if self.finished:
+        if self.finished or (self.recall is not None and self.recall.replaying):
             return
         if scheduler.done:
             if not self.open:
@@ -950,12 +1118,14 @@ class FlowRun(Waiting):
         if self._timers:
             later.append((self.clock.tidy, ()))
         self.blocked.detach(self)
-        if self.stream_buffer is not None:
+        if self.stream_buffer is not None and self.journal is None:  # else that comes after what is written last
             later.extend((wake, ()) for wake in self.stream_buffer.close())
         self.observer.run_ended(self._status, why)
         if self._comparing:
             self._compared = threading.Event()
-        later.append((self._deliver, ()))
+        if self.journal is not None:
+            self.context._journals = tuple(each for each in self.context._journals if each is not self.journal)
+        later.append((self._deliver, (why,)))
         tasks = self.scheduler.states()
         self.scheduler.forget()
         self.record = RunRecord(self, tasks, why)
@@ -1030,8 +1200,9 @@ class FlowRun(Waiting):
         lane = self._lanes.get(key)
         if lane is None:
             workers = self.plan.workers(executor, is_async, self._loop)
-            lane = self._lanes[key] = Lane(self, workers, on_loop=is_async)
-            self._only_lane = lane if len(self._lanes) == 1 else NO_LANE
+            ready = Ready() if self.recall is None else self.recall.queue()
+            lane = self._lanes[key] = Lane(self, workers, ready, on_loop=is_async)
+            self._only_lane = lane if len(self._lanes) == 1 and self.recall is None else NO_LANE
             if workers.driven:
                 self._driven.append(workers)
         return lane
@@ -1083,8 +1254,10 @@ class FlowRun(Waiting):
         if not self._comparing and self._compared is not None:
             self._compared.set()
 
-    def _deliver(self) -> None:
+    def _deliver(self, why: BaseException | None) -> None:
         """The run has ended: what other threads are about to tell of it comes first, unless that takes too long."""
+        if self.journal is not None:
+            self._keep_end(why)
         if self._compared is not None:
             self._compared.wait(END)
         self.observer.deliver(self.announce)

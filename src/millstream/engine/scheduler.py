@@ -102,6 +102,8 @@ class Scheduler:
         self.edges = None if graph is None else Edges(graph)
         #: The tasks with edges that it has met, by their number in the graph.
         self._nodes: list[TaskState | None] = [] if graph is None else [None] * len(graph.names)
+        #: What stands for each of these in paths; a run that goes on keeps the numbers of its beginning.
+        self.keys: Sequence[int] = range(len(self._nodes))
         self.under_way = 0  #: dispatched, and their outcome not reported
         self.pending: set[TaskRun] = set()  #: joins and calls that wait for others, and maps for their items
         self.held: Held = []  #: not allowed to start yet by ``max_parallel``
@@ -846,7 +848,7 @@ class Scheduler:
                 order = self.scheduled
                 self.scheduled = order + 1
                 task.live = task.count = task.static = 1
-                task.queue.put(self._make(task, 1, None, hash((1, there, 0)), order, None, None))
+                task.queue.put(self._make(task, 1, None, hash((1, self.keys[there], 0)), order, None, None))
                 self.under_way += 1
             else:
                 self._follow_edge(task, there)
@@ -863,7 +865,7 @@ class Scheduler:
             name = edges.graph.names[there]
             if not self.stopped:
                 self._meet(name)
-                self._request(NextTask(name), hash((run.path, 4, there)), run.scope, None)
+                self._request(NextTask(name), hash((run.path, 4, self.keys[there])), run.scope, None)
         self._edges_settle(run)
         return followed or bool(loops)
 
@@ -944,7 +946,7 @@ class Scheduler:
                 self.outbox.append(TaskRunLimitError(limit, task.name))
             return
         scope = edges.scope_of(node)
-        run = self._make(task, 1, None, hash((1, node, task.static)), self.scheduled, scope, None)
+        run = self._make(task, 1, None, hash((1, self.keys[node], task.static)), self.scheduled, scope, None)
         task.static += 1
         task.count = task.count or 1
         task.live += 1

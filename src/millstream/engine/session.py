@@ -46,7 +46,7 @@ FORGOTTEN = CallShape("", False, None, {}, ())
 class Submitted(Call):
     """A submitted call as the driver sees it."""
 
-    __slots__ = ("args", "error", "fn", "handle", "kwargs", "shape", "variables")
+    __slots__ = ("args", "digest", "error", "fn", "handle", "kwargs", "shape", "variables")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Submitted(Call):
         self.shape, self.args, self.kwargs = shape, args, kwargs
         self.handle: TaskHandle[Any] | None = handle
         self.error: BaseException | None = None
+        self.digest: str | None = None  #: of its arguments, in a durable run
         self.variables: Variables | None = copy_context()
 
     @property
@@ -133,6 +134,7 @@ class TaskHandle(Future[R], Generic[R]):
         self._run = run
         self.name = name
         self.id = name
+        self.path = 0  #: of the task run
         self._call: Submitted | None = None
         self._ended: Status | None = None
         self._asking = 0  # how many wait for its outcome
@@ -289,12 +291,15 @@ def submit_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     depends_on: Iterable[TaskHandle[Any]],
+    call_key: str | None = None,
 ) -> TaskHandle[Any]:
     """Submit a call to a run; it starts as soon as it may.
 
     Raises:
         TypeError: ``depends_on`` has something that is no handle.
         FlowError: the run has ended, or a handle belongs to another one.
+        CheckpointError: the run is durable, and the arguments cannot be kept; or it goes on, and in its place
+            another call had been submitted.
     """
     needs = _calls_in(run, (*args, *kwargs.values()))
     if isinstance(depends_on, Future | str) or not isinstance(depends_on, Iterable):
@@ -308,11 +313,26 @@ def submit_call(
     handle: TaskHandle[Any] = TaskHandle(run, shape.name)
     call = Submitted(fn, shape, args, kwargs, handle)
     handle._call = call
+    if run.journal is not None:
+        call.digest = run.journal.digest(shape.name, as_key(args), as_key(dict(kwargs)), call_key)
     with run.monitor:
-        run.submit_call(shape.name, call, terms, needs, parent)
+        handle.path = run.submit_call(shape.name, call, terms, needs, parent, call_key)
         handle.id = call.id
     run.work_on(handle)
     return handle
+
+
+def as_key(value: Any) -> Any:
+    """Return arguments with what stands for a handle in its place, and for the context."""
+    if isinstance(value, TaskHandle):
+        return ("handle", value.path)
+    if isinstance(value, Context):
+        return "context"
+    if type(value) in (list, tuple):
+        return type(value)(map(as_key, value))
+    if type(value) is dict:
+        return {key: as_key(each) for key, each in value.items()}
+    return value
 
 
 def _calls_in(run: FlowRun, values: Iterable[Any]) -> dict[Call, None]:

@@ -1,0 +1,293 @@
+"""Values as text, and back with their types: JSON with tags for what JSON lacks, or pickle by choice.
+
+What JSON has no word for is an object with the key ``$``, which names its kind in a closed table. Kinds are
+compared by exact type: a value comes back as what it was, or is refused with the path to the culprit. Nothing
+is constructed that the table, or the user's ``types``, does not name. May import: the standard library.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import pathlib
+import pickle
+import uuid
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+SCALARS = frozenset({type(None), bool, int, float, str})
+
+#: The key that marks an object which stands for something else.
+TAG = "$"
+
+
+class UnfitError(ValueError):
+    """A value that cannot be written, or text that cannot be read.
+
+    Args:
+        path: where in the value, such as ``["rows"][3]``; empty for the value itself.
+        problem: what is wrong there, as a sentence without its subject.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+
+class JSONSerializer:
+    """JSON with tags.
+
+    Args:
+        types: dataclasses, enums and named tuples whose values may be written; their names must differ.
+
+    Raises:
+        TypeError: one of ``types`` is none of these.
+        ValueError: two have the same name.
+    """
+
+    name = "json"
+
+    def __init__(self, types: Iterable[type] = ()) -> None:
+        self._types: dict[str, type] = {}
+        for each in types:
+            if not isinstance(each, type) or not (
+                dataclasses.is_dataclass(each) or issubclass(each, Enum) or is_named_tuple(each)
+            ):
+                raise TypeError(f"types takes dataclasses, enums and named tuples, not {each!r}.")
+            if self._types.setdefault(each.__name__, each) is not each:
+                raise ValueError(f"Two of the types of a store are called {each.__name__}: rename one of them.")
+        self._write = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+    def dumps(self, value: Any) -> str:
+        """Return a value as text.
+
+        Raises:
+            UnfitError: something in it cannot be written.
+        """
+        if type(value) not in SCALARS:
+            try:
+                value = self._plain(value, ())
+            except RecursionError:
+                raise UnfitError("", "contains itself, or is nested too deeply") from None
+        try:
+            return self._write(value)
+        except (ValueError, RecursionError) as error:  # an integer with more digits than Python writes
+            raise UnfitError("", str(error)) from error
+
+    def loads(self, text: str) -> Any:
+        """Return the value that a text stands for.
+
+        Raises:
+            UnfitError: it stands for none.
+        """
+        try:
+            return json.loads(text, object_hook=self._revive)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, UnfitError):
+                raise
+            raise UnfitError("", f"is no JSON ({error})") from error
+
+    def _plain(self, value: Any, path: tuple[Any, ...]) -> Any:
+        """Return a value as what JSON has words for."""
+        kind = type(value)
+        if kind in SCALARS:
+            return value
+        if kind is list:
+            return [each if type(each) in SCALARS else self._plain(each, (*path, n)) for n, each in enumerate(value)]
+        if kind is dict:
+            if all(type(key) is str for key in value) and TAG not in value:
+                return {
+                    key: each if type(each) in SCALARS else self._plain(each, (*path, key))
+                    for key, each in value.items()
+                }
+            pairs = [[self._plain(key, (*path, key)), self._plain(each, (*path, key))] for key, each in value.items()]
+            return {TAG: "dict", "of": pairs}
+        if kind in (tuple, set, frozenset):
+            return {TAG: kind.__name__, "of": [self._plain(each, (*path, n)) for n, each in enumerate(value)]}
+        write = WRITERS.get(kind)
+        if write is not None:
+            name, parts = write(value, path)
+            return {TAG: name, "of": parts}
+        return self._plain_object(kind, value, path)
+
+    def _plain_object(self, kind: type, value: Any, path: tuple[Any, ...]) -> Any:
+        if self._types.get(kind.__name__) is not kind:
+            raise UnfitError(shown_path(path), f"is of type {kind.__name__}, which {self._mend(kind)}")
+        if isinstance(value, Enum):
+            return {TAG: "enum", "type": kind.__name__, "of": value.name}
+        if isinstance(value, tuple):
+            parts = [self._plain(each, (*path, n)) for n, each in enumerate(value)]
+            return {TAG: "named", "type": kind.__name__, "of": parts}
+        fields = {}
+        for field in dataclasses.fields(value):
+            try:
+                fields[field.name] = self._plain(getattr(value, field.name), (*path, Attribute(field.name)))
+            except AttributeError:
+                raise UnfitError(shown_path((*path, Attribute(field.name))), "is not set") from None
+        return {TAG: "object", "type": kind.__name__, "of": fields}
+
+    def _mend(self, kind: type) -> str:
+        if dataclasses.is_dataclass(kind) or issubclass(kind, Enum) or is_named_tuple(kind):
+            return f"the store was not told of: types=[{kind.__name__}]"
+        return 'JSON has no word for: return something plainer, or use serializer="pickle"'
+
+    def _revive(self, found: dict[str, Any]) -> Any:
+        kind = found.get(TAG)
+        if kind is None:
+            return found
+        of = found.get("of")
+        try:
+            if kind in ("enum", "named", "object"):
+                return self._revive_object(kind, found["type"], of)
+            return READERS[kind](of)
+        except UnfitError:
+            raise
+        except Exception as error:
+            raise UnfitError("", f"has a part that cannot be read: {found!r:.100} ({error!r})") from error
+
+    def _revive_object(self, kind: str, name: str, of: Any) -> Any:
+        known = self._types.get(name)
+        if known is None:
+            raise UnfitError("", f"has a {name} in it, which the store was not told of: types=[{name}]")
+        if kind == "enum":
+            return known[of]  # type: ignore[index]
+        if kind == "named":
+            return known(*of)
+        value: Any = object.__new__(known)
+        for field in dataclasses.fields(known):
+            if field.name in of:
+                object.__setattr__(value, field.name, of[field.name])
+            elif field.default is not dataclasses.MISSING:
+                object.__setattr__(value, field.name, field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                object.__setattr__(value, field.name, field.default_factory())
+            else:
+                raise UnfitError("", f"was written before {name} had its field {field.name}: give that a default")
+        return value
+
+
+class PickleSerializer:
+    """Pickle, in base 64. Who can write to such a store can run code in whoever reads it."""
+
+    name = "pickle"
+
+    def dumps(self, value: Any) -> str:
+        """Return a value as text.
+
+        Raises:
+            UnfitError: it cannot be pickled.
+        """
+        try:
+            return base64.b64encode(pickle.dumps(value, 5)).decode("ascii")
+        except Exception as error:  # a class may raise whatever it likes
+            raise UnfitError("", f"cannot be pickled: {error}") from error
+
+    def loads(self, text: str) -> Any:
+        """Return the value that a text stands for.
+
+        Raises:
+            UnfitError: it stands for none.
+        """
+        try:
+            return pickle.loads(base64.b64decode(text, validate=True))
+        except Exception as error:
+            raise UnfitError("", f"cannot be unpickled: {error}") from error
+
+
+Serializer = JSONSerializer | PickleSerializer
+
+
+def serializer_of(name: Literal["json", "pickle"], types: Iterable[type]) -> Serializer:
+    """Return the serializer of a store.
+
+    Raises:
+        ValueError: there is none of that name, or ``types`` that it has no use for.
+    """
+    if name == "json":
+        return JSONSerializer(types)
+    if name != "pickle":
+        raise ValueError(f"serializer is 'json' or 'pickle', not {name!r}.")
+    if tuple(types):
+        raise ValueError("types is for serializer='json': pickle needs none.")
+    return PickleSerializer()
+
+
+class Attribute(str):
+    """A step of a path that is an attribute."""
+
+    __slots__ = ()
+
+
+def shown_path(path: Iterable[Any]) -> str:
+    """Return a path into a value as one would write it in Python."""
+    return "".join(f".{step}" if isinstance(step, Attribute) else f"[{step!r:.60}]" for step in path)
+
+
+def is_named_tuple(kind: type) -> bool:
+    """Whether a class was made by ``namedtuple`` or ``NamedTuple``."""
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+
+def zone(of: datetime | time, path: tuple[Any, ...]) -> str | float | None:
+    """Return a time zone: the name of one, or the seconds of a fixed offset."""
+    zone = of.tzinfo
+    if zone is None:
+        return None
+    if isinstance(zone, ZoneInfo) and zone.key is not None:
+        return zone.key
+    if type(zone) is timezone:
+        return zone.utcoffset(None).total_seconds()
+    raise UnfitError(shown_path(path), f"has the time zone {zone!r:.60}: use zoneinfo.ZoneInfo or datetime.timezone")
+
+
+def in_zone(zone: str | float | None) -> Any:
+    if zone is None:
+        return None
+    return ZoneInfo(zone) if isinstance(zone, str) else timezone(timedelta(seconds=zone))
+
+
+Written = tuple[str, Any]
+Writer = Callable[[Any, tuple[Any, ...]], Written]
+
+WRITERS: dict[type, Writer] = {
+    bytes: lambda value, _: ("bytes", base64.b64encode(value).decode("ascii")),
+    bytearray: lambda value, _: ("bytearray", base64.b64encode(value).decode("ascii")),
+    datetime: lambda value, path: ("datetime", [value.replace(tzinfo=None).isoformat(), zone(value, path), value.fold]),
+    date: lambda value, _: ("date", value.isoformat()),
+    time: lambda value, path: ("time", [value.replace(tzinfo=None).isoformat(), zone(value, path), value.fold]),
+    timedelta: lambda value, _: ("timedelta", [value.days, value.seconds, value.microseconds]),
+    Decimal: lambda value, _: ("Decimal", str(value)),
+    Fraction: lambda value, _: ("Fraction", [value.numerator, value.denominator]),
+    complex: lambda value, _: ("complex", [value.real, value.imag]),
+    range: lambda value, _: ("range", [value.start, value.stop, value.step]),
+    uuid.UUID: lambda value, _: ("UUID", value.hex),
+    type(pathlib.Path()): lambda value, _: ("Path", str(value)),
+}
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "dict": lambda of: {key: value for key, value in of},  # noqa: C416 - they are lists
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "bytes": lambda of: base64.b64decode(of, validate=True),
+    "bytearray": lambda of: bytearray(base64.b64decode(of, validate=True)),
+    "datetime": lambda of: datetime.fromisoformat(of[0]).replace(tzinfo=in_zone(of[1]), fold=of[2]),
+    "date": date.fromisoformat,
+    "time": lambda of: time.fromisoformat(of[0]).replace(tzinfo=in_zone(of[1]), fold=of[2]),
+    "timedelta": lambda of: timedelta(*of),
+    "Decimal": Decimal,
+    "Fraction": lambda of: Fraction(*of),
+    "complex": lambda of: complex(*of),
+    "range": lambda of: range(*of),
+    "UUID": lambda of: uuid.UUID(hex=of),
+    "Path": pathlib.Path,
+}
