@@ -18,6 +18,12 @@ def of_this_cluster() -> tuple[Any, ...]:
     return worker.scheduler.address, worker.address, os.getpid()
 
 
+def kept_of_jobs(dask_scheduler: Any) -> list[int]:
+    """Return how many jobs the scheduler of Dask, which calls this, knows as begun, and as under way."""
+    mailboxes = [plugin for name, plugin in dask_scheduler.plugins.items() if name.startswith("millstream-")]
+    return [len(kept) for plugin in mailboxes for kept in (plugin.begun, plugin.where)]
+
+
 # ---- what is written down -------------------------------------------------------------------------
 
 
@@ -56,14 +62,6 @@ def die_at_number(log: str, n: int, deadly: int) -> int:
     return n
 
 
-def pids_of_attempts(ctx: Context) -> list[int]:
-    """Stay in the first attempt for ever, and give the processes of all of them."""
-    ctx.append("pids", os.getpid())
-    if current_task().attempt == 1:
-        time.sleep(60)
-    return list(ctx["pids"])
-
-
 # ---- what streams ---------------------------------------------------------------------------------
 
 
@@ -78,11 +76,6 @@ def emit_up(ctx: Context, size: int) -> str:
     return "done"
 
 
-def count_then_fail(size: int) -> Any:
-    yield from range(size)
-    raise LookupError("no more numbers")
-
-
 def emit_from_threads(ctx: Context, size: int) -> int:
     """Emit from four threads of the task at once."""
 
@@ -92,16 +85,6 @@ def emit_from_threads(ctx: Context, size: int) -> int:
 
     in_threads(emit)
     return 4 * size
-
-
-def update_from_threads(ctx: Context, size: int) -> None:
-    """Count in the context from four threads of the task at once."""
-
-    def update(_: int) -> None:
-        for _ in range(size):
-            ctx.update("count", lambda so_far: so_far + 1, default=0)
-
-    in_threads(update)
 
 
 def in_threads(function: Any) -> None:
@@ -114,15 +97,6 @@ def in_threads(function: Any) -> None:
 
 
 # ---- the context ----------------------------------------------------------------------------------
-
-
-def default_or_value(ctx: Context) -> tuple[Any, Any]:
-    """Ask for a key that nobody has set, and for a task that has not run."""
-    return ctx.get("nowhere", None), ctx.get("later", 5)
-
-
-def later(ctx: Context) -> str:
-    return "late"
 
 
 def get_and_set(ctx: Context, wants: str, gives: str) -> str:

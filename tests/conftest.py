@@ -106,11 +106,11 @@ def wait_for(event: threading.Event) -> None:
     assert event.wait(WATCHDOG), "the event did not come"
 
 
-def until(true: Callable[[], object]) -> None:
+def until(true: Callable[[], object], limit: float = WATCHDOG) -> None:
     """Wait until something is so that no event tells."""
-    limit = time.monotonic() + WATCHDOG
+    end = time.monotonic() + limit
     while not true():
-        assert time.monotonic() < limit, "it did not become so"
+        assert time.monotonic() < end, "it did not become so"
         time.sleep(0.001)
 
 

@@ -4,53 +4,59 @@ One Ray and one Dask cluster on this machine serve nearly all tests, one after t
 """
 
 import asyncio
+import functools
 import gc
 import importlib
 import itertools
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from millstream import (
+    Context,
     ContextKeyError,
     DaskExecutor,
     DeadlockError,
+    ExecutorLostError,
     Flow,
     FlowClosedError,
+    FlowError,
     NextTask,
     ProcessExecutor,
     RayExecutor,
+    RunCancelledError,
     Status,
     TaskTimeoutError,
     TransferError,
     WorkerLostError,
+    fn_hook,
 )
 from tests import cluster_tasks as jobs
+from tests import conftest, elsewhere
 from tests import process_tasks as tasks
-from tests.conftest import assert_gone, engine_threads
+from tests.conftest import Log, assert_gone, engine_threads
+from tests.elsewhere import IMPORTABLE, SECOND, assert_ends, lines_of, split_into, status_of, with_tasks
+
+#: One process of a test run in parallel does all of these: they share the clusters of a machine.
+pytestmark = pytest.mark.xdist_group("clusters")
 
 #: Seconds after which whatever waits gives up: clusters start new workers, which takes a few on a busy machine.
 WATCHDOG = 30.0
-#: A second, and as much again for a busy machine.
-SECOND = 2.0
+pid_of = functools.partial(elsewhere.pid_of, limit=WATCHDOG)
+run = functools.partial(elsewhere.run, limit=WATCHDOG)
+run_one = functools.partial(elsewhere.run_one, limit=WATCHDOG)
+run_script = functools.partial(elsewhere.run_script, limit=WATCHDOG, **IMPORTABLE)
+until = functools.partial(conftest.until, limit=WATCHDOG)
 
 #: The package that each kind of cluster needs.
 PACKAGES = {"ray": "ray", "dask": "distributed"}
-ROOT = str(Path(__file__).parent.parent)
 
-
-#: Jobs that stand in line in the cluster do not use the places of those that wait.
 
 # ---- the clusters ---------------------------------------------------------------------------------
 
@@ -77,12 +83,6 @@ class Cluster(NamedTuple):
         return RayExecutor(**options) if self.kind == "ray" else DaskExecutor(self.address, **options)
 
 
-def importable(**env):
-    """The environment for processes that are to import the tests."""
-    paths = [ROOT, os.environ.get("PYTHONPATH", ""), env.pop("PYTHONPATH", "")]
-    return {**os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
 @pytest.fixture(scope="module", params=PACKAGES)
 def cluster(request):
     """A cluster of each kind in turn, which most tests share, and which ends with its executor."""
@@ -91,7 +91,7 @@ def cluster(request):
     before = engine_threads()
     others = descendants()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", importable()["PYTHONPATH"])
+        patch.setenv("PYTHONPATH", IMPORTABLE["PYTHONPATH"])
         executor = RayExecutor(num_cpus=2) if kind == "ray" else DaskExecutor()
         with executor:
             with Flow(executor) as flow:
@@ -128,62 +128,6 @@ def one_at_a_time(cluster):
         yield executor
 
 
-def with_tasks(flow, *functions, **options):
-    for function in functions:
-        flow.add_task(getattr(function, "__name__", "task"), function, **options)
-    return flow
-
-
-def run(flow, *args, limit=WATCHDOG, **options):
-    """Run a flow as ``flow.run`` does, but do not wait for ever, nor leave anything behind in the cluster."""
-    flow_run = flow.start(*args, **options)
-    try:
-        return flow_run.result(limit)
-    finally:
-        flow_run.cancel()
-        assert flow_run.wait(limit), "not even cancelling ends it"
-
-
-def run_one(flow, function, inputs=None, **options):
-    """Run a flow of one task, and return what that gives."""
-    with_tasks(flow, function)
-    return run(flow, function.__name__, inputs, **options)[function.__name__]
-
-
-def split_into(flow, name, many, **replace):
-    """Add a task ``split`` that asks for a task once for each of these inputs, from a thread of this process."""
-    requests = [NextTask(name, inputs, spawn_another=True) for inputs in many]
-    flow.add_task("split", lambda: requests, executor="thread", **replace)
-    return flow
-
-
-def until(true, limit=WATCHDOG):
-    """Wait until something is so that no event tells."""
-    end = time.monotonic() + limit
-    while not true():
-        assert time.monotonic() < end, "it did not become so"
-        time.sleep(0.005)
-
-
-def status_of(pid):
-    """Return the state of a process and the process id of its parent; ``X`` if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, parent = file.read().rpartition(")")[2].split()[:2]
-            return state, int(parent)
-    except (FileNotFoundError, ProcessLookupError):
-        return "X", 0
-
-
-def alive(pid):
-    """Whether a process has not ended; one that nobody has asked for its end has."""
-    return status_of(pid)[0] not in "ZX"
-
-
-def assert_ends(pid, within=SECOND):
-    until(lambda: not alive(pid), within)
-
-
 def descendants(of=None):
     """Return the process ids of all live processes that another one has started, directly or not."""
     parents = {}
@@ -208,40 +152,7 @@ def serves_multiprocessing(pid):
     return b"multiprocessing.resource_tracker" in command or b"multiprocessing.forkserver" in command
 
 
-def pid_of(flow_run):
-    """Wait for the process id that a task sets in the context, and return it."""
-    until(lambda: "pid" in flow_run.context)
-    return flow_run.context["pid"]
-
-
-def lines_of(path):
-    """What tasks have written down."""
-    try:
-        return path.read_text().split()
-    except FileNotFoundError:
-        return []
-
-
-def run_script(tmp_path, source, limit=WATCHDOG, **env):
-    """Run a program as a script; return what it printed on stdout and on stderr."""
-    path = tmp_path / "program.py"
-    path.write_text(textwrap.dedent(source))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(path)],
-        capture_output=True, text=True, timeout=limit, check=False, cwd=tmp_path, env=importable(**env),
-    )  # fmt: skip
-    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-    return done.stdout, done.stderr
-
-
 # ---- values and arguments -------------------------------------------------------------------------
-
-
-VALUES = [
-    5, -(2**70), 1.5, True, None, "text", "\ud800", b"bytes", (1, 2), (), [1, [2]], {"a": {1, 2}}, {}, {1: "one"}, 0,
-    "", ("a", None), frozenset({1}), tasks.Point(1, 2), range(5), 3j, Status.FAILED, int, len, tasks.square, ...,
-    bytearray(b"ab"),
-]  # fmt: skip
 
 
 def test_tasks_run_in_other_processes(flow):
@@ -390,6 +301,19 @@ def test_r22_threads_and_jobs_share_the_context(cluster):
         assert counts == [*range(1, 13)]
 
 
+def test_a_thread_and_a_job_wait_for_each_other_in_turn(cluster):
+    """A value goes to and fro between a job and a thread that wait for what the other one sets."""
+    hops = 6
+    with Flow() as flow:
+        for n in range(hops):
+            options = {"executor": cluster.executor} if n % 2 else {}
+            with_wants = functools.partial(jobs.get_and_set, wants=f"key-{n}", gives=f"key-{n + 1}")
+            flow.add_task(f"hop-{n}", with_wants, **options)
+        flow.add_task("first", lambda ctx: ctx.set("key-0", "x"), executor=cluster.executor)
+        run(flow, [*(f"hop-{n}" for n in reversed(range(hops))), "first"], limit=10.0)
+        assert flow.context[f"key-{hops}"] == "x" + "+" * hops
+
+
 def test_jobs_and_processes_in_one_flow(cluster):
     """A flow may use worker processes of its own beside a cluster, in one run."""
     with ProcessExecutor(1) as processes, Flow(cluster.executor) as flow:
@@ -425,6 +349,15 @@ def test_r16_streams_are_complete_and_in_order(cluster, function):
             assert list(seen.values()) == [[*range(size), "done"]] * 3
 
 
+def test_threads_of_a_task_emit_at_once(flow):
+    """What four threads of one task emit arrives complete, and in the order of each."""
+    with_tasks(flow, jobs.emit_from_threads)
+    chunks = [chunk.value for chunk in flow.stream("emit_from_threads", {"size": 100}, timeout=WATCHDOG)]
+    assert chunks.pop() == 400
+    for first in range(4):
+        assert [number for thread, number in chunks if thread == first] == [*range(100)]
+
+
 def test_emit_and_get_stream(flow):
     """``ctx.emit`` sends under the task's id, ``get_stream().put`` under any, both before the output."""
     with_tasks(flow, tasks.emit_some)
@@ -439,6 +372,18 @@ def test_a_generator_requests_tasks(flow):
     chunks = list(flow.stream("yield_requests", {"n": 5}, timeout=WATCHDOG))
     assert sorted(chunk.value for chunk in chunks if chunk.task_id.startswith("square")) == [0, 1, 4, 9, 16]
     assert [chunk.value for chunk in chunks if chunk.task_id == "yield_requests"] == ["before", "after", 5]
+
+
+def test_a_slow_reader_slows_a_generator_down(flow):
+    """A generator in a job is no more than its buffers ahead of its reader."""
+    with_tasks(flow, tasks.count_ahead)
+    stream = flow.stream("count_ahead", {"size": 1000, "most": 50_000}, buffer=10)
+    for _ in range(5):
+        next(stream)
+    time.sleep(0.3)  # long enough for one that nobody holds back
+    given = flow.context.get("given", 0)
+    stream.close()
+    assert given < 50_000, "the generator ran to its end"
 
 
 def test_r34_leaving_a_stream_early_stops_the_process(cluster, flow):
@@ -471,6 +416,26 @@ def test_a_coroutine_function_that_names_the_cluster_runs_there(cluster):
         assert (value, pid == os.getpid()) == (42, False)
 
 
+def test_r34_cancelling_the_awaiter_of_arun_stops_the_job(flow):
+    """A coroutine that awaits ``arun`` is cancelled; so is the run, and its process is dead within a second."""
+    with_tasks(flow, tasks.sleep_forever)
+    context = Context()
+
+    async def main():
+        awaiter = asyncio.create_task(flow.arun("sleep_forever", context=context))
+        async with asyncio.timeout(WATCHDOG):
+            while "pid" not in context:
+                await asyncio.sleep(0.005)
+        began = time.monotonic()
+        awaiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await awaiter
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) < SECOND
+    assert_ends(context["pid"])
+
+
 # ---- submitted calls ------------------------------------------------------------------------------
 
 
@@ -483,6 +448,21 @@ def test_calls_are_submitted_to_the_cluster(cluster):
         assert flow.submit(sum, [one, two, 1]).result(WATCHDOG) == 18
         assert tasks.doubled.submit(4).result(WATCHDOG) == 8
         assert flow.submit(tasks.process_id).result(WATCHDOG) != os.getpid()
+
+
+@pytest.mark.parametrize("function", [tasks.sleep_forever, tasks.wait_and_forever])
+def test_r30_a_cancelled_call_is_stopped(flow, function):
+    """``handle.cancel`` settles the handle at once and stops the work within a second; the cluster works on."""
+    with flow.session() as session:
+        handle = session.submit(function)
+        pid = pid_of(session)
+        began = time.monotonic()
+        assert handle.cancel()
+        assert handle.cancelled()
+        assert time.monotonic() - began < 0.5
+        if function is not tasks.wait_and_forever:
+            assert_ends(pid)
+        assert session.submit(tasks.square, 5).result(WATCHDOG) == 25
 
 
 # ---- the context ----------------------------------------------------------------------------------
@@ -548,6 +528,15 @@ def test_r15_few_consumers_wait_for_one_producer(flow):
         assert set(run(flow, "split", limit=10.0).values()) == {42}
 
 
+def test_r15_jobs_wait_for_one_that_needs_other_resources(cluster, flow):
+    """Jobs that fill the cluster and wait do not hinder one with needs that they wait for."""
+    if cluster.kind != "ray":
+        pytest.skip("the workers of this Dask cluster have no resources")
+    consumers_and_producer(flow, 6)
+    flow.add_task("producer", tasks.producer, resources={"num_cpus": 1}, replace=True)
+    assert set(run(flow, "split", limit=10.0).values()) == {42}
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_r15_a_chain_of_waits_needs_no_more_jobs(cluster, workers):
     """Each of 20 tasks waits for the next one, and only the last has anything to give."""
@@ -581,6 +570,15 @@ def test_get_with_a_timeout(flow):
             assert flow_run.wait(WATCHDOG)
 
 
+def test_a_value_from_outside(flow):
+    """``get(external=True)`` waits in a job for a value that this process sets."""
+    with_tasks(flow, tasks.get_external)
+    flow_run = flow.start("get_external")
+    until(lambda: "waits" in flow_run.context)
+    flow_run.context.set("outside", [1, 2])
+    assert flow_run.result(WATCHDOG) == {"get_external": [1, 2]}
+
+
 def test_r17_a_key_that_nobody_can_set(flow):
     """``get`` of such a key raises ``ContextKeyError`` within a second, and says who waited."""
     began = time.monotonic()
@@ -604,6 +602,21 @@ def test_r17_a_deadlock_is_found_out(flow, one_at_a_time):
             assert "egg waits for 'hen'" in str(caught.value)
 
 
+def test_r17_a_thread_and_a_job_that_wait_for_each_other(flow):
+    """A deadlock is found out across executors."""
+    flow.add_task("hen", tasks.hen)
+    flow.add_task("egg", tasks.egg, executor="thread")
+    with pytest.raises(DeadlockError):
+        run(flow, ["hen", "egg"])
+
+
+def test_an_update_waits_for_its_key(one_at_a_time):
+    """``update`` without a default waits for the key, and gives its place back meanwhile."""
+    with Flow(one_at_a_time) as flow:
+        with_tasks(flow, tasks.update_missing, tasks.producer)
+        assert run(flow, ["update_missing", "producer"])["update_missing"] == 43
+
+
 # ---- current_task() -------------------------------------------------------------------------------
 
 
@@ -619,6 +632,17 @@ def test_a_task_knows_its_task_run(flow):
     assert me["key"].startswith("r7:")
     assert me["key"] != limited["key"]
     assert 15 < limited["left"] <= 30
+
+
+def test_a_task_sees_that_it_was_cancelled(flow, tmp_path):
+    """``current_task().cancelled`` becomes true in a job soon after ``run.cancel()``."""
+    log = tmp_path / "log"
+    with_tasks(flow, jobs.until_told_or_stopped)
+    flow_run = flow.start("until_told_or_stopped", {"log": str(log)})
+    pid_of(flow_run)
+    flow_run.cancel()
+    assert flow_run.wait(WATCHDOG)
+    assert lines_of(log) == ["told"]
 
 
 def test_log_records_arrive_with_their_facts(flow, caplog):
@@ -714,6 +738,16 @@ def test_a_task_survives_what_cannot_travel(flow):
     assert run_one(flow, tasks.survive_lock) == "TransferError"
 
 
+def test_what_cannot_be_unpickled_is_an_error_of_its_task(flow):
+    """Values that can be made in one process only fail the task at either end, and nothing hangs."""
+    for function in (tasks.return_only_here, tasks.set_only_here):
+        with pytest.raises(TransferError):
+            run_one(flow, function)
+    with pytest.raises(TransferError, match="argument"):
+        run_one(flow, tasks.identity, {"value": tasks.OnlyHere()})
+    assert run_one(flow, tasks.add, {"a": 1}) == 11
+
+
 # ---- retries, timeouts, cancelling ----------------------------------------------------------------
 
 
@@ -747,6 +781,13 @@ def test_r29_a_timeout_begins_with_the_call(cluster, one_at_a_time):
         assert sorted(run(flow, "split").values()) == [*range(15)]
 
 
+def test_r29_tasks_that_stand_in_line_do_not_time_out(flow):
+    """Of six tasks on two workers, each far from its timeout, none times out before it has begun."""
+    with_tasks(flow, tasks.spin, timeout=0.9)
+    split_into(flow, "spin", [{"seconds": 0.6, "n": n} for n in range(6)])
+    assert sorted(run(flow, "split").values()) == [*range(6)]
+
+
 def test_r29_a_timeout_does_not_begin_in_the_queue_of_the_cluster(cluster, tmp_path):
     """Jobs that stand in line behind others of the cluster do not time out before they begin."""
     log = tmp_path / "log"
@@ -757,6 +798,51 @@ def test_r29_a_timeout_does_not_begin_in_the_queue_of_the_cluster(cluster, tmp_p
         timed = [NextTask("overlap", {"log": str(log), "n": n}, spawn_another=True) for n in range(4)]
         flow.add_task("split", lambda: [*busy, *timed], executor="thread")
         assert len(run(flow, "split")) == 10
+
+
+def test_a_waiting_neighbour_survives_a_kill(one_at_a_time):
+    """Of two tasks in one lent process the one that overruns is stopped; the other is told the truth or lives."""
+    with Flow(one_at_a_time, on_error="continue") as flow:
+        flow.add_task("waits", tasks.get_external, retries=2)
+        flow.add_task("slow", tasks.sleep_forever, timeout=0.2)
+        flow_run = flow.start(["waits", "slow"])
+        until(lambda: flow_run.report().tasks["slow"].status is Status.FAILED)
+        flow_run.context.set("outside", 5)
+        assert flow_run.result(WATCHDOG) == {"waits": 5}
+        assert flow_run.report().tasks["slow"].error.type.endswith("TaskTimeoutError")
+
+
+@pytest.mark.parametrize("function", [tasks.stubborn, tasks.wait_and_forever, tasks.until_told])
+def test_r30_a_cancelled_run_stops_its_jobs(flow, function):
+    """``run.cancel`` ends the run and its work within a second, with status CANCELLED; the cluster works on."""
+    with_tasks(flow, function)
+    flow_run = flow.start(function.__name__)
+    pid = pid_of(flow_run)
+    began = time.monotonic()
+    flow_run.cancel()
+    with pytest.raises(RunCancelledError):
+        flow_run.result(WATCHDOG)
+    assert time.monotonic() - began < SECOND
+    if function is tasks.stubborn:
+        assert_ends(pid)
+    assert flow_run.status is Status.CANCELLED
+    assert flow_run.report().tasks[function.__name__].status in (Status.CANCELLED, Status.SUCCESS)
+    assert run_one(flow, tasks.add, {"a": 1}) == 11
+
+
+def test_r31_after_a_cancel_no_further_task_starts(flow, tmp_path):
+    """Of many jobs that are under way or in line, none begins once the run that was cancelled has ended."""
+    log = tmp_path / "log"
+    with_tasks(flow, jobs.slow_square)
+    split_into(flow, "slow_square", [{"log": str(log), "n": n} for n in range(200)])
+    flow_run = flow.start("split")
+    until(lambda: len(lines_of(log)) > 4)
+    flow_run.cancel()
+    assert flow_run.wait(WATCHDOG)
+    count = len(lines_of(log))
+    assert run_one(flow, tasks.add, {"a": 1}) == 11
+    time.sleep(0.3)  # for jobs that somebody forgot in the cluster
+    assert len(lines_of(log)) == count < 100
 
 
 # ---- workers that end -----------------------------------------------------------------------------
@@ -778,26 +864,43 @@ def test_r39_a_lost_attempt_is_tried_again(cluster, flow, tmp_path):
     assert run(flow, "die_first", {"folder": str(tmp_path)}) == {"die_first": 2}
 
 
-@contextmanager
-def killer(log, times, pause):
-    """Kill the process that has last written its id down, so many times; give the list of those."""
-    end, killed = threading.Event(), []
+def test_r39_what_ran_elsewhere_is_not_lost(cluster, tmp_path):
+    """One task run ends its worker; the others have results, or were with it, and no body was called twice."""
+    log = tmp_path / "log"
+    with Flow(cluster.executor, on_error="continue") as flow:
+        with_tasks(flow, jobs.die_at_number)
+        split_into(flow, "die_at_number", [{"log": str(log), "n": n, "deadly": 20} for n in range(100)])
+        flow_run = flow.start("split")
+        results = flow_run.result(WATCHDOG)
+        bodies = Counter(map(int, lines_of(log)))
+        assert set(bodies.values()) == {1}
+        missing = set(range(100)) - set(results.values())
+        assert 20 in missing
+        assert len(missing) < 100
+        assert flow_run.report().tasks["die_at_number"].error.type.endswith("WorkerLostError")
+        assert set(results.values()) <= set(bodies)
 
-    def kill():
-        while len(killed) < times and not end.wait(pause):
-            for line in reversed(lines_of(log)):
-                if int(line) not in killed and alive(int(line)):
-                    os.kill(int(line), signal.SIGKILL)
-                    killed.append(int(line))
-                    break
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        end.set()
-        thread.join(WATCHDOG)
+@pytest.mark.parametrize("function", [tasks.die_while_waiting, tasks.die_while_yielding])
+def test_r39_a_worker_that_dies_in_the_middle_is_noticed(flow, function):
+    """A process that ends while its task is blocked in ``get``, or between two chunks, is a loss and no hang."""
+    with pytest.raises(WorkerLostError):
+        run_one(flow, function)
+    assert run_one(flow, tasks.add, {"a": 1}) == 11
+
+
+def test_r39_neighbours_that_wait_in_a_process_that_dies_are_told(one_at_a_time):
+    """Three tasks wait in the process that a fourth one kills: all of them end, and with retries they succeed."""
+    with Flow(one_at_a_time, on_error="continue") as flow:
+        flow.add_task("wait_beside", jobs.wait_beside, retries=3)
+        flow.add_task("die_while_others_wait", jobs.die_while_others_wait)
+        requests = [NextTask("wait_beside", spawn_another=True)] * 3
+        flow.add_task("split", lambda: [*requests, NextTask("die_while_others_wait")], executor="thread")
+        flow_run = flow.start("split")
+        until(lambda: flow_run.report().tasks["die_while_others_wait"].status is Status.FAILED)
+        flow_run.context.set("outside", 5)
+        assert list(flow_run.result(WATCHDOG).values()) == [5, 5, 5]
+        assert flow_run.report().tasks["die_while_others_wait"].error.type.endswith("WorkerLostError")
 
 
 # ---- many, and at once ----------------------------------------------------------------------------
@@ -833,6 +936,47 @@ def test_max_workers_bounds_what_is_under_way(cluster, tmp_path):
             at_once = [sum(begun <= began < ended for begun, ended in times) for began, _ in times]
             assert max(at_once) <= most
             assert workers == 1 or max(at_once) == 2
+
+
+def test_short_tasks_do_not_wait_behind_a_long_one(flow, tmp_path):
+    """Calls that were batched behind one that takes long are handed to others: all short ones end before it does."""
+    with_tasks(flow, tasks.first_waits)
+    split_into(flow, "first_waits", [{"n": n, "folder": ""} for n in range(1, 200)])
+    run(flow, "split")  # now the engine expects these calls to be short
+    numbers = [*range(1, 50), 0, *range(50, 400)]
+    split_into(flow, "first_waits", [{"n": n, "folder": str(tmp_path)} for n in numbers], replace=True)
+    seen = []
+    for chunk in flow.stream("split", timeout=WATCHDOG):
+        if chunk.task_id != "split":
+            seen.append(chunk.value)
+        if len(seen) == 399:
+            (tmp_path / "end").touch()
+    assert seen[-1] == 0
+    assert sorted(seen) == [*range(400)]
+
+
+def test_hooks_hear_of_jobs(executor):
+    """Start, success, failure and retry are told as for a thread, with durations and outputs."""
+    heard = Log()
+    hook = fn_hook(
+        on_task_start=lambda event: heard.add(("start", event.id, event.attempt)),
+        on_task_success=lambda event: heard.add(("success", event.id, event.output, event.duration >= 0)),
+        on_task_failure=lambda event: heard.add(("failure", event.id, str(event.error), event.will_retry)),
+        on_task_retry=lambda event: heard.add(("retry", event.id, event.attempt)),
+        on_run_end=lambda event: heard.add(("end", event.status)),
+    )
+    with Flow(executor, hooks=[hook]) as flow:
+        flow.add_task("flaky", tasks.flaky, retries=1)
+        run(flow, "flaky", {"fails": 1})
+        heard.wait_for(6)
+    assert heard == [
+        ("start", "flaky", 1),
+        ("failure", "flaky", "attempt 1", True),
+        ("retry", "flaky", 2),
+        ("start", "flaky", 2),
+        ("success", "flaky", 2, True),
+        ("end", Status.SUCCESS),
+    ]
 
 
 # ---- resources ------------------------------------------------------------------------------------
@@ -884,6 +1028,19 @@ def test_an_executor_that_was_shut_down_is_refused(cluster):
         assert run_one(flow, tasks.add, {"a": 1}) == 11
 
 
+def test_a_shutdown_ends_what_is_under_way(cluster, tmp_path):
+    """When its executor is shut down a run ends with an error within seconds, and the process of its job is dead."""
+    executor = cluster.another()
+    with Flow(executor) as flow:
+        with_tasks(flow, tasks.sleep_forever)
+        flow_run = flow.start("sleep_forever")
+        pid = pid_of(flow_run)
+        executor.shutdown()
+        with pytest.raises((ExecutorLostError, WorkerLostError, FlowClosedError)):
+            flow_run.result(WATCHDOG)
+        assert_ends(pid, 5.0)
+
+
 def test_r36_a_flow_that_is_closed_leaves_the_executor_open(cluster):
     """A flow closes no executor that it was given, and an executor that is closed leaves no thread."""
     before = engine_threads()
@@ -894,14 +1051,46 @@ def test_r36_a_flow_that_is_closed_leaves_the_executor_open(cluster):
     assert_gone(engine_threads() - before)
 
 
-# ---- Dask without processes of its own ------------------------------------------------------------
+def test_r36_an_executor_that_nobody_closes_is_collected(cluster):
+    """An executor that is garbage leaves no thread."""
+    before = engine_threads()
+    executor = cluster.another()
+    with Flow(executor) as flow:
+        assert run_one(flow, tasks.add, {"a": 1}) == 11
+    del flow, executor
+
+    def collected():
+        gc.collect()  # again and again: a thread may hold on to something for a moment
+        return not engine_threads() - before
+
+    until(collected)
+
+
+def test_a_running_ray_takes_no_options(cluster):
+    """With Ray running in this process already, an address or options are refused, as they would have no effect."""
+    if cluster.kind != "ray":
+        pytest.skip("it is about Ray")
+    for executor in (RayExecutor(cluster.address), RayExecutor(num_cpus=1)):
+        with executor, Flow(executor) as flow, pytest.raises(FlowError, match="Ray runs in this process already"):
+            run_one(flow, tasks.nothing)
+
+
+def test_an_asynchronous_client_is_refused():
+    """A client that belongs to an event loop cannot be waited for in threads."""
+    distributed = needed("dask")
+
+    async def main():
+        async with distributed.Client(processes=False, dashboard_address=None, asynchronous=True) as client:
+            with pytest.raises(TypeError, match="not asynchronous"):
+                DaskExecutor(client)
+
+    asyncio.run(main())
 
 
 # ---- programs -------------------------------------------------------------------------------------
 
 
 CONNECT = {"ray": "RayExecutor(address)", "dask": "DaskExecutor(address)"}
-START = {"ray": "RayExecutor(num_cpus=1)", "dask": "DaskExecutor()"}
 
 
 def test_functions_of_a_script_travel(cluster, tmp_path):

@@ -30,6 +30,7 @@ from millstream import (
 )
 from tests import process_tasks as tasks
 from tests.conftest import WATCHDOG, assert_gone, engine_threads, until
+from tests.elsewhere import run, run_one, with_tasks
 
 KINDS = ("spawn", "forkserver", "loky")
 
@@ -61,22 +62,6 @@ def single():
 @pytest.fixture
 def executor(pool):
     return pool
-
-
-def with_tasks(flow, *functions, **options):
-    for function in functions:
-        flow.add_task(function.__name__, function, **options)
-    return flow
-
-
-def run(flow, *args, **options):
-    """Run a flow as ``flow.run`` does, but do not wait for ever."""
-    return flow.start(*args, **options).result(WATCHDOG)
-
-
-def run_one(flow, function, inputs=None, **options):
-    with_tasks(flow, function)
-    return run(flow, function.__name__, inputs, **options)[function.__name__]
 
 
 def spread(flow, requests):

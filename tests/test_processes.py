@@ -47,9 +47,7 @@ from millstream import (
 )
 from tests import process_tasks as tasks
 from tests.conftest import WATCHDOG, Log, assert_gone, engine_threads, named, until
-
-#: A second, and as much again for a busy machine.
-SECOND = 2.0
+from tests.elsewhere import SECOND, alive, assert_ends, pid_of, run, run_one, run_script, with_tasks
 
 MIB = 1 << 20
 
@@ -76,39 +74,6 @@ def executor(workers):
     return workers
 
 
-def with_tasks(flow, *functions, **options):
-    for function in functions:
-        flow.add_task(getattr(function, "__name__", "task"), function, **options)
-    return flow
-
-
-def run(flow, *args, **options):
-    """Run a flow as ``flow.run`` does, but do not wait for ever."""
-    return flow.start(*args, **options).result(WATCHDOG)
-
-
-def run_one(flow, function, inputs=None, **options):
-    """Run a flow of one task, and return what that gives."""
-    with_tasks(flow, function)
-    return run(flow, function.__name__, inputs, **options)[function.__name__]
-
-
-def alive(pid):
-    """Whether a process has not ended; one that nobody has asked for its end has."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def assert_ends(pid, within=SECOND):
-    limit = time.monotonic() + within
-    while alive(pid):
-        assert time.monotonic() < limit, f"process {pid} is still there"
-        time.sleep(0.005)
-
-
 def assert_ended(before=()):
     """No worker process is left."""
     until(lambda: not {p for p in multiprocessing.active_children() if p.name.startswith("millstream")} - set(before))
@@ -116,25 +81,6 @@ def assert_ended(before=()):
 
 def workers_now():
     return {p for p in multiprocessing.active_children() if p.name.startswith("millstream")}
-
-
-def pid_of(flow_run):
-    """Wait for the process id that a task sets in the context, and return it."""
-    until(lambda: "pid" in flow_run.context)
-    return flow_run.context["pid"]
-
-
-def run_script(tmp_path, source, limit=20.0, *, code=0, file=True, **env):
-    """Run a program as a script; return what it printed on stdout and on stderr."""
-    source = textwrap.dedent(source)
-    path = tmp_path / "program.py"
-    path.write_text(source)
-    program = [sys.executable, "-W", "error", *([str(path)] if file else ["-c", source])]
-    done = subprocess.run(
-        program, capture_output=True, text=True, timeout=limit, check=False, cwd=tmp_path, env={**os.environ, **env}
-    )
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    return done.stdout, done.stderr
 
 
 # ---- values and arguments -------------------------------------------------------------------------

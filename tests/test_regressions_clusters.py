@@ -2,13 +2,16 @@
 
 # ruff: noqa: PT012 - adding the task and running it is what is said to raise
 
+import itertools
 import logging
 import operator
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -25,24 +28,16 @@ from millstream import (
     TaskTimeoutError,
     WorkerLostError,
 )
+from millstream.executors.remote.mail import MailHome
+from millstream.executors.remote.wire import Back, To
 from tests import cluster_tasks as jobs
 from tests import process_tasks as tasks
 from tests.conftest import engine_threads
-from tests.test_clusters import (
-    PACKAGES,
-    WATCHDOG,
-    alive,
-    assert_ends,
-    importable,
-    lines_of,
-    needed,
-    run,
-    run_one,
-    run_script,
-    split_into,
-    until,
-    with_tasks,
-)
+from tests.elsewhere import IMPORTABLE, alive, assert_ends, lines_of, split_into, with_tasks
+from tests.test_clusters import PACKAGES, WATCHDOG, needed, run, run_one, run_script, until
+
+#: One process of a test run in parallel does all of these and those of test_clusters: they share the machine.
+pytestmark = pytest.mark.xdist_group("clusters")
 
 #: How each kind of cluster is started by a program.
 START = {"ray": "RayExecutor(num_cpus=1)", "dask": "DaskExecutor()"}
@@ -54,7 +49,7 @@ def local_dask(**options):
     distributed = needed("dask")
     usual = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", importable()["PYTHONPATH"])
+        patch.setenv("PYTHONPATH", IMPORTABLE["PYTHONPATH"])
         with (
             distributed.LocalCluster(**(usual | options)) as cluster,
             distributed.Client(cluster, set_as_default=False) as client,
@@ -103,6 +98,38 @@ def test_r39_with_retries_every_result_arrives_while_workers_are_killed(tmp_path
         assert killed
         assert arrived == Counter(n * n for n in range(60))
         assert flow.report().tasks["slow_square"].runs == 60
+
+
+def test_a_worker_of_our_own_cluster_is_never_given_up(monkeypatch):
+    """Workers that are killed again and again come back, also when Dask would give up those that are missing soon."""
+    needed("dask")
+    import dask
+
+    monkeypatch.setenv("PYTHONPATH", IMPORTABLE["PYTHONPATH"])
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}),
+        DaskExecutor() as executor,
+        Flow(executor) as flow,
+    ):
+        with_tasks(flow, tasks.process_id)
+        for _ in range(3):
+            pid = run(flow, "process_id")["process_id"]
+            client = executor._cluster._client
+            before = workers_of(client)
+            os.kill(pid, signal.SIGKILL)
+            until(lambda before=before: not before <= workers_of(client))
+            until(lambda before=before: len(workers_of(client)) == len(before))
+            assert len(executor._cluster._cluster.workers) == len(before)
+
+
+def test_what_the_scheduler_keeps_of_jobs_is_bounded():
+    """After three hundred jobs, one after the other, the scheduler keeps next to nothing of them."""
+    with local_dask(n_workers=1) as client, DaskExecutor(client) as executor, Flow(executor) as flow:
+        with flow.session() as session:
+            for n in range(300):
+                assert session.submit(tasks.square, n).result(WATCHDOG) == n * n
+        until(lambda: max(client.run_on_scheduler(jobs.kept_of_jobs)) < 10)
+        assert len(client.run_on_scheduler(jobs.kept_of_jobs)) == 2
 
 
 def test_executors_that_come_and_go_cost_the_cluster_no_worker():
@@ -179,6 +206,48 @@ def test_r4_an_exception_of_python_keeps_what_it_says():
         pytest.raises(UnicodeDecodeError, match="can't decode byte 0xff"),
     ):
         run_one(flow, tasks.fail, {"how": "unicode"})
+
+
+# ---- messages of jobs -----------------------------------------------------------------------------
+
+
+def test_a_message_of_a_job_is_never_empty_by_accident():
+    """While three threads emit and a fourth one sends what there is, no frame is empty, and nothing is lost."""
+    frames, told = [], threading.Event()
+
+    def deliver(number, frame):
+        frames.append(pickle.loads(frame))
+        return pickle.dumps((To.ANSWER, None))
+
+    home = MailHome(1, deliver, lambda number: False, None)
+
+    def tell(thread):
+        for n in range(3000):
+            home.tell((Back.SENT, "yield", thread, n))
+
+    def flush():
+        while not told.is_set():
+            home.flush()
+
+    threads = [threading.Thread(target=tell, args=(thread,)) for thread in range(3)]
+    flusher = threading.Thread(target=flush)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in (*threads, flusher):
+            thread.start()
+        for thread in threads:
+            thread.join(WATCHDOG)
+    finally:
+        told.set()
+        flusher.join(WATCHDOG)
+        sys.setswitchinterval(interval)
+    assert not any(thread.is_alive() for thread in (*threads, flusher))
+    assert all(frames)
+    numbers = {thread: [] for thread in range(3)}
+    for _, _, thread, n in (*itertools.chain.from_iterable(frames), *pickle.loads(home.rest())):
+        numbers[thread].append(n)
+    assert numbers == {thread: [*range(3000)] for thread in range(3)}
 
 
 # ---- addresses and extras -------------------------------------------------------------------------
@@ -347,7 +416,7 @@ def test_no_orphan_when_the_program_is_killed(tmp_path, kind):
     )
     child = subprocess.Popen(
         [sys.executable, str(path)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=importable(),
+        env={**os.environ, **IMPORTABLE},
     )  # fmt: skip
     try:
         until(lambda: lines_of(log) or child.poll() is not None)

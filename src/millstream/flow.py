@@ -591,6 +591,12 @@ class Flow:
         run.drive(lambda: run.finished, run.idle_waiters)
         return run
 
+    def _start_later(self, start: Start, inputs: Mapping[str, Any] | None, options: RunOptions, loop: Any) -> FlowRun:
+        """``start``, also for a caller on an event loop, which coroutines then run on."""
+        if loop is None:
+            return self.start(start, inputs, **options)
+        return self._start(start, inputs, options, stream=Stream(BUFFER, attached=False), keep=True, loop=loop)
+
     async def arun(
         self, start_task_id: Start = None, inputs: Mapping[str, Any] | None = None, **options: Unpack[RunOptions]
     ) -> dict[str, Any]:

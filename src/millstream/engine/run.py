@@ -231,6 +231,23 @@ class FlowRun(Waiting):
             record = RunRecord(self, self.scheduler.states(), None) if self.record is None else self.record
         return record.report()
 
+    def add_done_callback(self, fn: Callable[[FlowRun], object]) -> None:
+        """Call ``fn(run)`` when the run has ended, in the thread that ends it; at once if it has.
+
+        What it raises is logged.
+        """
+
+        def call() -> None:
+            try:
+                fn(self)
+            except Exception:
+                self.plan.logger.exception("A callback of run %s failed", self.id)
+
+        with self.monitor:
+            waits = self._on_end(call)
+        if not waits:
+            call()
+
     def cancel(self) -> None:
         """Stop: what is pending never starts, what runs is told. Returns at once; idempotent."""
         self.monitor.post(self._end_early, Status.CANCELLED, RunCancelledError(self.id))
