@@ -22,6 +22,20 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 #: What each example prints; ``...`` stands for any text inside a line.
 EXPECTED = {
+    "approval": """
+          | received: 3 × anvil
+          | computed a quote
+          | waiting for somebody to approve 148.50 EUR
+        The process was killed. Three days later somebody says yes:
+        waiting for somebody to approve 148.50 EUR
+        {'ship': 'shipped with the key order-4711:...'}
+          receive      SUCCESS
+          check_stock  SUCCESS
+          quote        SUCCESS
+          decide       SUCCESS
+          ship         SUCCESS
+          refuse       SKIPPED
+    """,
     "etl": """
         etl: 4 tasks
           orders
@@ -82,6 +96,17 @@ EXPECTED = {
     """,
     "nested": """
         100 bytes in all, added up by nested runs with one worker
+    """,
+    "nightly": """
+        -- up at Sat 24 18:00 UTC
+        Sun 25 02:00 CEST  all is well
+        Sun 25 02:30 CEST  backed up
+        Sun 25 07:00 CET  all is well
+        Sun 25 13:00 CET  all is well
+        -- up at Mon 26 06:00 UTC
+        Mon 26 07:00 CET  backed up
+        Mon 26 07:00 CET  all is well
+        Mon 26 13:00 CET  all is well
     """,
     "policies": """
         {'plan': 'hello, weather unknown'}

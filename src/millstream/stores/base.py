@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 from millstream.stores.serial import Serializer, serializer_of
 from millstream.values import Status
@@ -135,3 +135,9 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give up what it has: runs that have not ended, files, connections. It may be called again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

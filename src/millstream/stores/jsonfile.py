@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,7 @@ class JSONFileStore(MemoryStore):
         self.path = Path(os.path.abspath(path))
         # Guarded by _lock: everything below.
         self._file_lock = FileLock(self.path)
+        weakref.finalize(self, self._file_lock.release)
         self._seen: Any = None  # what the file was like when it was read
 
     def create(self, run_id: str, flow: str, created_at: float, facts: str, entries: Sequence[Entry]) -> None:

@@ -26,7 +26,7 @@ class OwnerLock:
 
     def __init__(self, path: Path) -> None:
         self.token = f"process {os.getpid()} on {socket.gethostname()} ({os.urandom(6).hex()})"
-        self._path = lock_path(path, self.token)
+        self._path, self._process = lock_path(path, self.token), os.getpid()
         self._file: IO[bytes] | None = None
         if fcntl is not None:
             for left in path.parent.glob(f"{path.name}-owner-*"):
@@ -39,11 +39,12 @@ class OwnerLock:
 
     def release(self) -> None:
         """It owns nothing any more."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._path.unlink()
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            if self._process == os.getpid():  # else it is that of the process that this one was forked from
+                with suppress(OSError):
+                    self._path.unlink()
+            file.close()
 
 
 class FileLock:
@@ -54,7 +55,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(f"{path.name}-lock")
+        self._path, self._process = path.with_name(f"{path.name}-lock"), os.getpid()
         self._file: IO[bytes] | None = None
 
     @property
@@ -77,16 +78,17 @@ class FileLock:
             except OSError:
                 file.close()
                 return False
-        self._file = file
+        self._file, self._process = file, os.getpid()
         return True
 
     def release(self) -> None:
         """Give it up."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._path.unlink()
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            if self._process == os.getpid():  # else it is that of the process that this one was forked from
+                with suppress(OSError):
+                    self._path.unlink()
+            file.close()
 
 
 def lock_path(path: Path, token: str) -> Path:

@@ -12,8 +12,9 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -55,6 +56,25 @@ PAGE = 500
 _HEAD = b"SQLite format 3\x00"
 
 
+class Files:
+    """What a store has open."""
+
+    def __init__(self) -> None:
+        self.connection: sqlite3.Connection | None = None
+        self.owner: OwnerLock | None = None
+        self.process = os.getpid()  #: whose they are
+
+    def close(self) -> None:
+        """Close it, unless it is that of the process that this one was forked from."""
+        connection, self.connection = self.connection, None
+        owner, self.owner = self.owner, None
+        if self.process == os.getpid():
+            if connection is not None:
+                connection.close()
+            if owner is not None:
+                owner.release()
+
+
 class SQLiteStore(Store):
     """Keeps runs in a SQLite database, which is made when the first run begins.
 
@@ -93,9 +113,8 @@ class SQLiteStore(Store):
             self._retention = _seconds("retention", retention)
         self._lock = threading.RLock()
         # Guarded by _lock: everything below.
-        self._connection: sqlite3.Connection | None = None
-        self._process = os.getpid()
-        self._owner: OwnerLock | None = None
+        self._files = Files()
+        weakref.finalize(self, self._files.close)
         self._owned: dict[str, int] = {}  # the numbers of our runs, by their ids
         self._last: dict[int, int] = {}  # the number of the last entry of each
         self._closed = False
@@ -197,17 +216,13 @@ class SQLiteStore(Store):
 
     def close(self) -> None:
         for run_id in list(self._owned):
-            self.release(run_id)
+            with suppress(CheckpointError):  # it cannot be written: with our lock, the run is anybody's
+                self.release(run_id)
         with self._lock:
             self._closed = True
             self._changed.notify_all()
-            connection, self._connection = self._connection, None
-            owner, self._owner = self._owner, None
             keeper, self._keeper = self._keeper, None
-        if connection is not None and self._process == os.getpid():
-            connection.close()
-        if owner is not None:
-            owner.release()
+            self._files.close()
         if keeper is not None and keeper is not threading.current_thread():
             keeper.join(1.0)
 
@@ -258,12 +273,12 @@ class SQLiteStore(Store):
 
     def _own(self) -> str:
         """Return who we are, as an owner of runs."""
-        if self._owner is None:
-            self._owner = OwnerLock(self.path)
-        return self._owner.token
+        if self._files.owner is None:
+            self._files.owner = OwnerLock(self.path)
+        return self._files.owner.token
 
     def _is_alive(self, owner: str, seen_at: float) -> bool:
-        if self._owner is not None and owner == self._owner.token:
+        if self._files.owner is not None and owner == self._files.owner.token:
             return True
         alive = is_alive(self.path, owner)
         return time.time() - seen_at < self._lease if alive is None else alive
@@ -327,14 +342,15 @@ class SQLiteStore(Store):
             raise CheckpointError(f"{self.path} cannot be used as a store: {error}.") from error
 
     def _open(self, *, make: bool) -> sqlite3.Connection:
-        if self._process != os.getpid():  # after a fork nothing of the parent's may be touched, nor closed
-            self._process, self._connection, self._owner, self._keeper = os.getpid(), None, None, None
+        if self._files.process != os.getpid():  # after a fork nothing of the parent's may be touched, nor closed
+            self._files.connection = self._files.owner = self._keeper = None
+            self._files.process = os.getpid()
             self._owned, self._last = {}, {}
-        if self._connection is not None and (self._writes or not make):
-            return self._connection
+        if self._files.connection is not None and (self._writes or not make):
+            return self._files.connection
         if self._closed:
             raise CheckpointError(f"The store {self.path} is closed.")
-        if self._connection is not None:  # it can only be read
+        if self._files.connection is not None:  # it can only be read
             raise CheckpointError(f"{self.path} cannot be written: it is read-only.")
         empty = not self.path.exists() or self.path.stat().st_size == 0
         if empty and not make:
@@ -344,7 +360,7 @@ class SQLiteStore(Store):
             version = self._checked()
         self._writes = empty or (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK))
         if not self._writes:
-            self._connection = self._connect("mode=ro" if _wal_of(self.path) else "immutable=1")
+            self._files.connection = self._connect("mode=ro" if _wal_of(self.path) else "immutable=1")
             return self._open(make=make)
         connection = self._connect("mode=rwc")
         try:
@@ -355,7 +371,7 @@ class SQLiteStore(Store):
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        self._files.connection = connection
         return connection
 
     _writes = True
