@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from millstream.engine.journal import Reader
 from millstream.errors import CheckpointError, CodeChangedError, UnknownRunError
 from millstream.stores.base import Entry, Store, StoredRun
-from millstream.stores.serial import UnfitError
+from millstream.stores.serial import UnfitError, written
 
 if TYPE_CHECKING:
     from millstream.engine.run import FlowRun
@@ -156,18 +156,19 @@ class Durable:
         inputs: Mapping[str, Any] | None,
         values: Mapping[str, Any],
         metadata: Mapping[str, Any],
+        more: Sequence[Entry] = (),
     ) -> None:
-        texts = [
-            self._text(run.id, what, value)
+        plain = [
+            self._plain(run.id, what, value)
             for what, value in (("inputs", inputs), ("context", dict(values)), ("metadata", dict(metadata)))
         ]
-        start = Entry("start", None, "\n".join(("[]", *texts)))
-        self.store.create(run.id, run.plan.flow, time.time(), json.dumps(beginning._asdict()), [start])
+        start = Entry("start", None, written([], plain))
+        self.store.create(run.id, run.plan.flow, time.time(), json.dumps(beginning._asdict()), [start, *more])
         run.keep_in(self.store)
 
-    def _text(self, run_id: str, what: str, value: Any) -> str:
+    def _plain(self, run_id: str, what: str, value: Any) -> Any:
         try:
-            return self.store.serializer.dumps(value)
+            return self.store.serializer.plain(value)
         except UnfitError as error:
             raise CheckpointError(f"Run {run_id} cannot be kept: its {what}{error.path} {error.problem}.") from error
 
@@ -214,19 +215,23 @@ class Durable:
             again: what is to run again: then the run is a new one.
         """
         run.context._values.update(kept.values)
-        keys = kept.keys(names)
+        keys, entries = kept.keys(names), kept.entries
         if again is None:
             run.resumed_from = kept.beginning.resumed_from
             run.keep_in(self.store)
         else:
-            old = kept.beginning
+            from millstream.engine.rewind import rewound
+
+            old, graph = kept.beginning, run.plan.graph
             run.resumed_from = kept.head.id
             beginning = self._beginning_of(run, tasks, old.starts, old.targets, False, kept.head.id)
             numbered = [""] * (max(keys, default=-1) + 1)
             for key, name in zip(keys, names, strict=True):
                 numbered[key] = name
-            self._create(run, beginning._replace(tasks=numbered), kept.inputs, kept.values, kept.metadata)
-        run.go_on_from(kept.reader, kept.entries, keys, again)
+            holds = rewound(kept.reader, entries, again, graph)
+            self._create(run, beginning._replace(tasks=numbered), kept.inputs, kept.values, kept.metadata, holds)
+            entries = iter(holds)
+        run.go_on_from(Reader(self.store, run.id), entries, keys)
 
     def _opened(self, head: StoredRun) -> Kept:
         beginning = self._beginning(head)
@@ -235,7 +240,7 @@ class Durable:
         start = next(entries, None)
         if start is None or start.kind != "start":
             raise CheckpointError(f"The journal of run {head.id} has no beginning: it is damaged.")
-        inputs, values, metadata = map(reader.value, reader.facts(start)[1])
+        _, (inputs, values, metadata) = reader.facts(start)
         return Kept(head, beginning, inputs, values, metadata, reader, entries)
 
     def _beginning(self, head: StoredRun) -> Beginning:

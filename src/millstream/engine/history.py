@@ -25,14 +25,13 @@ class Task:
         self.ended: float | None = None
         self.error: ErrorReport | None = None
         self.errors: dict[Any, ErrorReport] = {}
-        self.result: str | None = None
+        self.result: Any = None
 
-    def report(self, reader: Reader) -> TaskReport:
+    def report(self) -> TaskReport:
         status = min((*self.open.values(), Status.SUCCESS), key=ORDER.index)
         error = next((self.errors[path] for path in self.errors if path in self.open), None)
-        result = None if self.result is None else reader.value(self.result)
         runs = self.runs + sum(status in (Status.FAILED, Status.ABANDONED) for status in self.open.values())
-        return TaskReport(status, self.attempt, runs, self.began, self.ended, error, result)
+        return TaskReport(status, self.attempt, runs, self.began, self.ended, error, self.result)
 
 
 def report_of(
@@ -46,10 +45,15 @@ def report_of(
             facts, values = reader.facts(entry)
             task = tasks.setdefault(facts[0], Task())
             _see(task, entry, facts, values)
+        elif entry.kind == "resumed":  # what had not succeeded begins anew
+            for task in tasks.values():
+                task.open, task.errors = {}, {}
         elif entry.kind == "end":
-            (_, _, said), _ = reader.facts(entry)
+            (_, _, said, others), _ = reader.facts(entry)
             error = None if said is None else ErrorReport(*said)
-    rows = {name: task.report(reader) for name, task in tasks.items()}
+            for name, status in others:
+                tasks.setdefault(name, Task()).open["end"] = Status(status)
+    rows = {name: task.report() for name, task in tasks.items()}
     if head.status is Status.SUCCESS:
         error = None
     times = head.created_at, head.finished_at
@@ -58,7 +62,7 @@ def report_of(
     )
 
 
-def _see(task: Task, entry: Entry, facts: Any, values: list[str]) -> None:
+def _see(task: Task, entry: Entry, facts: Any, values: list[Any]) -> None:
     path = entry.key
     if entry.kind == "finished":
         _, _, place, task.attempt, began, task.ended, *_ = facts

@@ -13,7 +13,6 @@ within ``GROUP_TIME``. May import: lane, states, stores.base, stores.serial, rep
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.errors import CheckpointError
 from millstream.report import ErrorReport
 from millstream.stores.base import Entry, Store
-from millstream.stores.serial import UnfitError
+from millstream.stores.serial import UnfitError, written
 from millstream.task import current_run
 from millstream.values import NextTask, Status
 
@@ -36,8 +35,6 @@ GROUP_TIME = 0.05
 
 #: How many requests of an iterable are one entry.
 PAGE = 256
-
-_write = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Journal:
@@ -72,30 +69,34 @@ class Journal:
 
     # ---- what happens -----------------------------------------------------------------------------
 
-    def finished(self, item: Item, output: Any, asked: Sequence[NextTask] | None, pages: str | None) -> None:
-        """A task run is about to succeed; ``commit_now`` comes next.
+    def finishing(
+        self, item: Item, output: Any, asked: Sequence[NextTask] | None, pages: str | None
+    ) -> Callable[[], None]:
+        """A task run is about to succeed; return what writes that. ``commit_now`` comes next.
 
         Args:
             asked: the list of its next tasks; None: it leaves that to the edges.
             pages: instead of that, the name of the list that ``drained`` has written.
 
         Raises:
-            CheckpointError: something in it has no text; nothing was written.
+            CheckpointError: something in it cannot be written; nothing was.
         """
         place = item.extra.index if hasattr(item.extra, "index") else None
         task = item.task
         facts: list[Any] = [
             task.name, item.number, place, item.attempt, self._at(task.began), self._wall(None),
             pages if pages is not None else None if asked is None else [shape_of(request) for request in asked],
-            getattr(item.extra, "digest", None),
+            getattr(item, "calls", 0), getattr(item.extra, "digest", None),
         ]  # fmt: skip
-        values = [self._text(output, item, "its output")]
+        values = [self._plain(output, item, "its output")]
         if asked is not None:
             values += [self._inputs(request, item) for request in asked if request.inputs is not None]
-        self._add(("finished", item.path, facts, values))
+        return partial(self._put, Entry("finished", item.path, self._written(facts, values)))
 
     def retried(self, item: Item, due: float, error: BaseException) -> None:
         """An attempt has failed, and the next one comes at ``due``."""
+        self._emitted.pop(item.path, None)  # the next attempt emits all of it again
+        self.skip.pop(item.path, None)
         facts = [item.task.name, item.id, item.attempt, self._wall(due), *said_of(error)]
         self._add(("retry", item.path, facts, ()), commit=True)
 
@@ -147,13 +148,9 @@ class Journal:
         self._add(("emitted", path, [count], ()), commit=self._at_once)
         return True
 
-    def copied(self, entry: Entry) -> None:
-        """Something has happened in the run that this one was made from, and holds here, too."""
-        with self._changed:
-            self._entries.append(entry)
-            many = len(self._entries) >= PAGE
-        if many:
-            self.commit()
+    def resumed(self) -> None:
+        """The run goes on here: what had not finished begins anew."""
+        self._add(("resumed", None, [self._wall(None)], ()))
 
     # What ``Context`` calls, before it changes anything.
 
@@ -177,7 +174,7 @@ class Journal:
         """A key is about to be removed."""
         self._change("delete", key)
 
-    def _change(self, kind: str, key: str, *values: str) -> None:
+    def _change(self, kind: str, key: str, *values: Any) -> None:
         who: Any = current_run.get()
         inside = who is not None and who.run_id == self.run_id
         # What comes from outside is there for good when ``set`` returns.
@@ -194,7 +191,7 @@ class Journal:
             CheckpointError: its arguments cannot be kept.
         """
         try:
-            text = self.store.serializer.dumps((args, kwargs))
+            text = written(self.store.serializer.plain((args, kwargs)))
         except UnfitError as error:
             what = f"The arguments of a call of {name} in run {self.run_id} cannot be kept"
             raise CheckpointError(f"{what}: (args, kwargs){error.path} {error.problem}.") from error
@@ -204,21 +201,29 @@ class Journal:
 
     # ---- committing -----------------------------------------------------------------------------
 
-    def _add(self, entry: tuple[str, int | None, Any, Iterable[str]], *, commit: bool = False) -> None:
+    def _add(self, entry: tuple[str, int | None, Any, Sequence[Any]], *, commit: bool = False) -> None:
         kind, path, facts, values = entry
-        text = "\n".join((_write(facts), *values))
+        self._put(Entry(kind, path, self._written(facts, values)), commit=commit)
+
+    def _written(self, facts: Any, values: Sequence[Any]) -> str:
+        try:
+            return written(facts, values)
+        except UnfitError as error:
+            raise CheckpointError(f"Something of run {self.run_id} cannot be kept: it {error.problem}.") from error
+
+    def _put(self, entry: Entry, *, commit: bool = False) -> None:
         with self._changed:
             if self.failure is not None:
                 if commit:
                     raise self.failure
                 return  # the run is about to end because of it
-            self._entries.append(Entry(kind, path, text))
+            self._entries.append(entry)
             if not self._at_once:
                 if self._writer is None:
                     self._writer = threading.Thread(target=self._serve, name="millstream-journal", daemon=True)
                     self._writer.start()
                 self._changed.notify_all()
-        if commit and (self._at_once or path is None):
+        if commit and (self._at_once or entry.key is None):
             self.commit()
 
     def commit_now(self) -> None:
@@ -244,12 +249,16 @@ class Journal:
             if entries:
                 try:
                     self.store.append(self.run_id, entries)
-                except CheckpointError as error:
-                    self._fails(error)
-                    raise
+                except Exception as error:
+                    raise self._fails(error) from error
 
-    def finish(self, status: Status, error: ErrorReport | None) -> None:
+    def finish(self, status: Status, error: ErrorReport | None, others: Sequence[tuple[str, str]]) -> None:
         """The run has ended. No lock held.
+
+        Args:
+            status: of the run.
+            error: why it has ended, if not well.
+            others: tasks that have not succeeded, and what has become of them.
 
         Raises:
             CheckpointError: that cannot be written.
@@ -264,8 +273,12 @@ class Journal:
             self.store.release(self.run_id)
             raise self.failure
         said = None if error is None else [error.type, error.message, error.traceback]
-        end = Entry("end", None, _write([str(status), self._wall(None), said]))
-        self.store.finish(self.run_id, status, self._wall(None), [*self._entries, end])
+        end = Entry("end", None, written([str(status), self._wall(None), said, others]))
+        try:
+            self.store.finish(self.run_id, status, self._wall(None), [*self._entries, end])
+        except Exception as error:
+            self.store.release(self.run_id)
+            raise self._fails(error) from error
 
     def _serve(self) -> None:
         """The life of the thread that commits groups."""
@@ -282,29 +295,33 @@ class Journal:
                 self._broken(error)
                 return
 
-    def _fails(self, error: CheckpointError) -> None:
+    def _fails(self, error: Exception) -> CheckpointError:
+        """The store has failed: nothing is written any more. Return what to raise."""
+        # The store may be somebody's own, and raise anything.
+        failure = error if isinstance(error, CheckpointError) else CheckpointError(f"{self.store!r} failed: {error!r}.")
         with self._changed:
-            self.failure = error
+            self.failure = failure
+        return failure
 
     # ---- values -----------------------------------------------------------------------------------
 
     def _at(self, instant: float | None) -> float | None:
         return None if instant is None else self._wall(instant)
 
-    def _text(self, value: Any, item: Any, what: str) -> str:
+    def _plain(self, value: Any, item: Any, what: str) -> Any:
         try:
-            return self.store.serializer.dumps(value)
+            return self.store.serializer.plain(value)
         except UnfitError as error:
             raise CheckpointError(
                 f"Task run {item.id} of run {self.run_id} cannot be kept: {what}{error.path} {error.problem}."
             ) from error
 
-    def _inputs(self, request: NextTask, item: Any) -> str:
-        return self._text(request.inputs, item, f"what it asks {request.id} with, ")
+    def _inputs(self, request: NextTask, item: Any) -> Any:
+        return self._plain(request.inputs, item, f"what it asks {request.id} with, ")
 
-    def _value_of(self, key: str, value: Any) -> str:
+    def _value_of(self, key: str, value: Any) -> Any:
         try:
-            return self.store.serializer.dumps(value)
+            return self.store.serializer.plain(value)
         except UnfitError as error:
             raise CheckpointError(
                 f"The value of {key!r} in run {self.run_id} cannot be kept: it{error.path} {error.problem}."
@@ -330,35 +347,23 @@ class Reader:
     def __init__(self, store: Store, run_id: str) -> None:
         self._store, self._run_id = store, run_id
 
-    def value(self, text: str) -> Any:
-        """Return a value.
+    def facts(self, entry: Entry) -> tuple[Any, list[Any]]:
+        """Return the facts of an entry, and its values.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it is none of ours, or has a value that cannot be read.
         """
         try:
-            return self._store.serializer.loads(text)
+            return self._store.serializer.read(entry.text)
         except UnfitError as error:
-            raise CheckpointError(f"A value in the journal of run {self._run_id} {error.problem}.") from error
+            raise CheckpointError(f"An entry in the journal of run {self._run_id} {error.problem}.") from error
 
-    def facts(self, entry: Entry) -> tuple[Any, list[str]]:
-        """Return the facts of an entry, and the texts of its values.
-
-        Raises:
-            CheckpointError: it is none of ours.
-        """
-        first, *values = entry.text.split("\n")
-        try:
-            return json.loads(first), values
-        except ValueError as error:
-            raise CheckpointError(f"The journal of run {self._run_id} is damaged at {entry!r:.100}.") from error
-
-    def requests(self, shapes: Iterable[Sequence[Any]], values: Sequence[str]) -> list[NextTask]:
+    def requests(self, shapes: Iterable[Sequence[Any]], values: Iterable[Any]) -> list[NextTask]:
         """Return requests."""
-        texts = iter(values)
+        given = iter(values)
         requests = []
         for name, spawns, joins, priority, has_inputs in shapes:
-            inputs: Mapping[str, Any] | None = self.value(next(texts)) if has_inputs else None
+            inputs: Mapping[str, Any] | None = next(given) if has_inputs else None
             requests.append(NextTask(name, inputs, spawns, join=joins, priority=priority))
         return requests
 

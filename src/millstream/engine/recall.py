@@ -32,11 +32,23 @@ if TYPE_CHECKING:
 class Finished:
     """A task run that had finished, as its entry says."""
 
-    __slots__ = ("asked", "attempt", "began", "digest", "ended", "name", "number", "place", "values")
+    __slots__ = (
+        "asked", "attempt", "began", "calls", "digest", "ended", "name", "number", "place", "values",
+    )  # fmt: skip
 
-    def __init__(self, facts: Sequence[Any], values: Sequence[str]) -> None:
-        self.name, self.number, self.place, self.attempt, self.began, self.ended, self.asked, self.digest = facts
-        self.values = values  #: as text: its output, then the inputs of its requests
+    def __init__(self, facts: Sequence[Any], values: Sequence[Any]) -> None:
+        (
+            self.name,
+            self.number,
+            self.place,
+            self.attempt,
+            self.began,
+            self.ended,
+            self.asked,
+            self.calls,
+            self.digest,
+        ) = facts
+        self.values = values  #: its output, then the inputs of its requests
 
 
 class Recall:
@@ -46,27 +58,23 @@ class Recall:
         run: has not begun.
         reader: of the journal.
         entries: of the journal, in order.
-        again: names of tasks whose task runs are to run again, with all that came after them: what does not have
-            its place right then is no longer true.
     """
 
-    def __init__(
-        self, run: FlowRun, reader: Reader, entries: Iterable[Entry], again: frozenset[str] | None = None
-    ) -> None:
+    def __init__(self, run: FlowRun, reader: Reader, entries: Iterable[Entry]) -> None:
         self._run, self._reader, self._entries = run, reader, entries
-        self._again = again
         self._live: dict[int, Any] = {}  # what the scheduler has made and nobody calls yet, by path
+        self._limited: dict[int, Any] = {}  # made, and wait for the limits that they use
         self._known: dict[int, Finished] = {}
-        self._waiting: deque[Any] = deque()  # made, and known
-        self._asked: dict[int, list[NextTask]] = {}  # by generator tasks
-        self._pulled: dict[int, list[Any]] = {}  # from the lists of task runs that are only known: how many, and if all
-        self._feeds: dict[int, Feed] = {}
+        self._tried: dict[int, tuple[int, float]] = {}  # not made yet, and had failed: the next attempt, and its time
+        self._waiting: deque[Any] = deque()  # made, and known or tried
         self._retries: dict[int, tuple[Any, float]] = {}  # attempts that wait, and until when
+        self._failed: dict[int, Any] = {}  # had failed, and run again: meanwhile nothing coalesces with them
+        self._asked: dict[int, list[NextTask]] = {}  # by generator tasks
+        self._pulled: dict[int, tuple[int, bool]] = {}  # from lists of those that are only known: how many, and if all
+        self._feeds: dict[int, Feed] = {}
         self._finished: set[int] = set()
         self._appended: dict[str, list[int | None]] = {}  # who has appended what, in lists of the context
-        self._changes: dict[int, list[tuple[Entry, Any, list[str]]]] = {}  # of the context, that may be taken back
         self._emitted: dict[int, int] = {}
-        self._limited: dict[int, Any] = {}  # made, and wait for the limits that they use
         self.replaying = True  #: nothing is called yet
 
     # ---- the scheduler's side -------------------------------------------------------------------
@@ -77,7 +85,7 @@ class Recall:
 
     def takes(self, item: Any) -> bool:
         """Something is ready to be called; return whether it is not to be, for now."""
-        if item.path in self._known:
+        if item.path in self._known or item.path in self._tried:
             self._waiting.append(item)
             return True
         if self.replaying:
@@ -88,7 +96,11 @@ class Recall:
         """Finish what is known."""
         while self._waiting:
             item = self._waiting.popleft()
-            self._finish(item, self._known.pop(item.path))
+            found = self._known.pop(item.path, None)
+            if found is not None:
+                self._finish(item, found)
+            else:
+                self._try_again(item, *self._tried.pop(item.path))
 
     def check_call(self, name: str, path: int, digest: str | None) -> None:
         """Refuse a submitted call when another one had finished in its place.
@@ -117,15 +129,14 @@ class Recall:
             step = STEPS.get(entry.kind)
             if step is not None:
                 try:
-                    step(self, entry, *self._reader.facts(entry))
-                    self.serve()
+                    step(self, entry.key, *self._reader.facts(entry))
+                    self._sort_out()
                 except FlowError as error:
                     if isinstance(error, CheckpointError):
                         raise
                     raise CheckpointError(f"Run {self._run.id} cannot go on with the tasks of now: {error}") from error
-                if self._run.scheduler.outbox:
-                    self._sort_out()
         self._take_back()
+        self._journal.resumed()
         self._journal.skip = {path: n for path, n in self._emitted.items() if path not in self._finished}
         self._journal.commit()
 
@@ -136,16 +147,26 @@ class Recall:
         return journal
 
     def _sort_out(self) -> None:
-        """Look at what the scheduler leaves to the driver: limits are not waited for here, nothing is told twice."""
+        """Finish what is known; what the scheduler leaves to the driver waits until the run goes on, or is over."""
         scheduler = self._run.scheduler
-        said, scheduler.outbox = scheduler.outbox, []
-        for entry in said:
-            if isinstance(entry, TaskRun):
-                self._limited[entry.path] = entry
-                if entry.path in self._known:
-                    scheduler.granted(self._limited.pop(entry.path))
-            elif not isinstance(entry, Coalesced):
-                scheduler.outbox.append(entry)
+        kept: list[Any] = []
+        while True:
+            self.serve()
+            if not scheduler.outbox:
+                break
+            said, scheduler.outbox = scheduler.outbox, []
+            for entry in said:
+                if isinstance(entry, TaskRun):
+                    self._limited[entry.path] = entry
+                    if self.is_done(entry):
+                        scheduler.granted(self._limited.pop(entry.path))
+                elif not isinstance(entry, Coalesced):
+                    kept.append(entry)
+        scheduler.outbox = kept
+
+    def is_done(self, item: Any) -> bool:
+        """Whether a task run will not be called: it needs no limits then."""
+        return item.path in self._known
 
     def set(self, key: str, value: Any) -> None:
         """A value comes from outside, for those that wait for it.
@@ -161,114 +182,120 @@ class Recall:
         self.replaying = False
         run, live = self._run, self._live
         self._live = {}
+        for item in self._failed.values():
+            item.task.live += 1
         run.scheduler.outbox.extend(self._limited.values())
-        self._limited = {}
         for item in sorted(live.values(), key=lambda item: item.order):
             (item.task.queue.rank if item.priority else item.task.queue.put)(item)
-        for path, (item, due) in self._retries.items():
-            if path not in self._finished:
-                run._delay(item, run.clock.now() + due - run.observer.wall())
+        for item, due in self._retries.values():
+            run._delay(item, self._instant(due))
         for feed in self._feeds.values():
             run._lane_of(feed).feeds.append(feed)
-        self._feeds, self._retries = {}, {}
+        self._failed, self._limited, self._retries, self._feeds = {}, {}, {}, {}
         self.serve()
+
+    def _instant(self, at: float) -> float:
+        """Return the instant of the run's clock for a time of the world."""
+        return self._run.clock.now() + at - self._run.observer.wall()
 
     # ---- steps, by the kinds of entries ------------------------------------------------------------
 
-    def _has_finished(self, entry: Entry, facts: Any, values: list[str]) -> None:
-        path = entry.key
-        assert path is not None, "it is about a task run"
+    def _has_finished(self, path: int, facts: Any, values: list[Any]) -> None:
         found = Finished(facts, values)
-        delayed = self._retries.pop(path, None)
-        if delayed is not None:
-            self._run.scheduler.due(delayed[0])
-        if path in self._limited:
-            self._run.scheduler.granted(self._limited.pop(path))
-        item = self._live.pop(path, None)
-        if self._again is not None:
-            if item is None or found.name in self._again:
-                if item is not None:
-                    self._live[path] = item
-                return
-            for change in self._changes.pop(path, ()):
-                self._change(*change)
-                self._journal.copied(change[0])
-            for page in self._reader.page_entries(path) if isinstance(found.asked, str) else ():
-                self._journal.copied(page)
-            self._journal.copied(entry)
         self._finished.add(path)
         if found.place is None:
-            self._run.context._values[found.name] = self._reader.value(values[0])
+            self._run.context._values[found.name] = values[0]
             self._appended.pop(found.name, None)
+        self._tried.pop(path, None)
+        item = self._take(path)
         if item is None:
             self._known[path] = found
         else:
             self._finish(item, found)
 
-    def _has_failed_once(self, entry: Entry, facts: Any, _: list[str]) -> None:
-        assert entry.key is not None, "it is about a task run"
-        _, _, attempt, due, *_ = facts
-        waiting = self._retries.pop(entry.key, None)
+    def _take(self, path: int) -> Any:
+        """Return the task run of a path, ready to be called; None when it is not."""
+        scheduler = self._run.scheduler
+        waiting = self._retries.pop(path, None)
         if waiting is not None:
-            self._run.scheduler.due(waiting[0])
-        item = self._live.pop(entry.key, None)
-        if item is not None and self._again is None:
-            item.begin()
-            again = self._run.scheduler.retry(item)
-            again.attempt = attempt + 1
-            self._retries[entry.key] = again, due
-        elif item is not None:
-            self._live[entry.key] = item
+            scheduler.due(waiting[0])
+            self._sort_out()
+        if path in self._limited:
+            scheduler.granted(self._limited.pop(path))
+        failed = self._failed.pop(path, None)
+        if failed is not None:
+            failed.task.live += 1
+        return self._live.pop(path, None)
 
-    def _has_asked(self, entry: Entry, facts: Any, values: list[str]) -> None:
-        assert entry.key is not None, "it is about a task run"
-        self._asked.setdefault(entry.key, []).extend(self._reader.requests([facts], values))
-        self._keep(entry)
+    def _had_to_retry(self, path: int, facts: Any, values: list[Any]) -> None:
+        _, _, attempt, due, *_ = facts
+        # What a whole attempt has done is done, also if it failed.
+        for owners in self._appended.values():
+            owners[:] = [None if owner == path else owner for owner in owners]
+        self._emitted.pop(path, None)  # they count anew
+        item = self._take(path)
+        if item is None:
+            self._tried[path] = attempt + 1, due
+        else:
+            self._retries[path] = self._next_attempt(item, attempt + 1), due
 
-    def _was_pulled(self, entry: Entry, facts: Any, _: list[str]) -> None:
-        assert entry.key is not None, "it is about a task run"
-        feed = self._feeds.get(entry.key)
+    def _next_attempt(self, item: Any, attempt: int) -> Any:
+        item.begin()
+        self._ask(item)
+        again = self._run.scheduler.retry(item)
+        again.attempt = attempt
+        self._run._close_list(item)
+        return again
+
+    def _try_again(self, item: Any, attempt: int, due: float) -> None:
+        again = self._next_attempt(item, attempt)
+        if self.replaying:
+            self._retries[item.path] = again, due
+        else:
+            self._run._delay(again, self._instant(due))
+
+    def _has_failed(self, path: int, facts: Any, values: list[Any]) -> None:
+        """It runs again. But who asked for its task after it had failed has asked for another task run."""
+        item = self._live.get(path)
+        if item is not None and item.task.node is None and path not in self._failed:
+            item.task.live -= 1
+            self._failed[path] = item
+
+    def _was_resumed(self, path: int, facts: Any, values: list[Any]) -> None:
+        """What had not finished by then has begun anew, so what it had done until then does not count."""
+        self._take_back()
+        self._asked = {path: asked for path, asked in self._asked.items() if path in self._finished}
+
+    def _has_asked(self, path: int, facts: Any, values: list[Any]) -> None:
+        self._asked.setdefault(path, []).extend(self._reader.requests([facts], values))
+
+    def _was_pulled(self, path: int, facts: Any, values: list[Any]) -> None:
+        feed = self._feeds.get(path)
         if feed is not None:
-            self._pull(entry.key, feed, *facts)
-            self._keep(entry)
-        elif self._again is None:
-            count, ended = self._pulled.get(entry.key, (0, False))
-            self._pulled[entry.key] = [count + facts[0], ended or facts[1]]
+            self._pull(path, feed, *facts)
+        else:
+            count, ended = self._pulled.get(path, (0, False))
+            self._pulled[path] = count + facts[0], ended or facts[1]
 
-    def _has_emitted(self, entry: Entry, facts: Any, _: list[str]) -> None:
-        assert entry.key is not None, "it is about a task run"
-        if self._again is None:
-            self._emitted[entry.key] = facts[0]
-
-    def _has_changed(self, entry: Entry, facts: Any, values: list[str]) -> None:
-        if self._again is not None and entry.key is not None:
-            self._changes.setdefault(entry.key, []).append((entry, facts, values))
-            return
-        self._change(entry, facts, values)
-        if entry.key is None:
-            self._keep(entry)
-
-    def _keep(self, entry: Entry) -> None:
-        if self._again is not None:
-            self._journal.copied(entry)
+    def _has_emitted(self, path: int, facts: Any, values: list[Any]) -> None:
+        self._emitted[path] = facts[0]
 
     # ---- the context --------------------------------------------------------------------------------
 
-    def _change(self, entry: Entry, facts: Any, values: list[str]) -> None:
-        context = self._run.context._values
-        key = facts[0]
-        if entry.kind == "delete":
-            context.pop(key, None)
-            self._appended.pop(key, None)
-        elif entry.kind == "set":
-            context[key] = self._reader.value(values[0])
-            self._appended.pop(key, None)
-        else:
-            items = context.setdefault(key, [])
-            if isinstance(items, list):  # else the append was refused
-                owners = self._appended.setdefault(key, [None] * len(items))
-                items.append(self._reader.value(values[0]))
-                owners.append(entry.key)
+    def _was_set(self, path: int | None, facts: Any, values: list[Any]) -> None:
+        self._run.context._values[facts[0]] = values[0]
+        self._appended.pop(facts[0], None)
+
+    def _was_deleted(self, path: int | None, facts: Any, values: list[Any]) -> None:
+        self._run.context._values.pop(facts[0], None)
+        self._appended.pop(facts[0], None)
+
+    def _was_appended(self, path: int | None, facts: Any, values: list[Any]) -> None:
+        items = self._run.context._values.setdefault(facts[0], [])
+        if isinstance(items, list):
+            owners = self._appended.setdefault(facts[0], [None] * len(items))
+            items.append(values[0])
+            owners.append(path)
 
     def _take_back(self) -> None:
         """What was appended by those that will run again is appended again then."""
@@ -287,21 +314,17 @@ class Recall:
     def _finish(self, item: Any, found: Finished) -> None:
         """A task run gives what it gave."""
         run, scheduler, task = self._run, self._run.scheduler, item.task
-        output = self._reader.value(found.values[0])
+        output = found.values[0]
         item.begin()
         item.attempt = task.attempt = found.attempt
-        clock = run.clock.now() - run.observer.wall()
         if found.began is not None and task.began is None:
-            task.began = found.began + clock
-        task.output, task.ended = output, found.ended + clock
-        for request in self._asked.pop(item.path, ()):
-            scope = run._growing.get(item)
-            if scope is None:
-                scheduler.check((request,))
-                scope = run._growing[item] = scheduler.open_list(item)
-            scheduler.request(scope, request)
+            task.began = self._instant(found.began)
+        task.output, task.ended = output, self._instant(found.ended)
+        self._ask(item)
         requests: Any = None
         feed = None
+        for place in range(1, (found.calls or 0) + 1):
+            self._submit(item, hash((item.path, 3, place)))
         if isinstance(found.asked, str):
             requests, feed = (), self._feed_of(item, found.asked)
         elif found.asked is not None:
@@ -313,7 +336,7 @@ class Recall:
         if call is not None:
             call.succeed(run, output)
             item.variables = None
-        if scheduler.finished(item, output, requests, joins) and run._results is not None:
+        if scheduler.finished(item, output, requests, joins) and feed is None and run._results is not None:
             run._results[item.id] = output
         if call is not None:
             call.forget()
@@ -330,6 +353,22 @@ class Recall:
             outputs = scheduler.mapped(parent)
             if outputs is not None:
                 run.settle(parent, outputs, None, None)
+
+    def _ask(self, item: Any) -> None:
+        """A generator task made its requests while it went on."""
+        run, scheduler = self._run, self._run.scheduler
+        for request in self._asked.pop(item.path, ()):
+            scope = run._growing.get(item)
+            if scope is None:
+                scheduler.check((request,))
+                scope = run._growing[item] = scheduler.open_list(item)
+            scheduler.request(scope, request)
+
+    def _submit(self, item: Any, path: int) -> None:
+        """A task run had submitted a call, which has finished, too."""
+        found = self._known.get(path)
+        if found is not None:
+            self._run.submit_known(found.name, path, Gone(), item.scope)
 
     def _feed_of(self, item: Any, name: str) -> Feed:
         requests = self._reader.pages(item.path, name)
@@ -350,14 +389,33 @@ class Recall:
 
 STEPS: dict[str, Any] = {
     "finished": Recall._has_finished,
-    "retry": Recall._has_failed_once,
+    "retry": Recall._had_to_retry,
+    "failed": Recall._has_failed,
     "asked": Recall._has_asked,
     "pulled": Recall._was_pulled,
     "emitted": Recall._has_emitted,
-    "set": Recall._has_changed,
-    "append": Recall._has_changed,
-    "delete": Recall._has_changed,
+    "set": Recall._was_set,
+    "append": Recall._was_appended,
+    "delete": Recall._was_deleted,
+    "resumed": Recall._was_resumed,
 }
+
+
+class Gone(Call):
+    """A call that a task run had submitted, both of which have finished: nobody has a handle of it."""
+
+    __slots__ = ("error",)
+    withdrawn = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: BaseException | None = None
+
+    def succeed(self, run: Any, output: Any) -> None:
+        pass
+
+    def fail(self, run: Any, error: BaseException, *, cancelled: bool) -> None:
+        pass
 
 
 class Sieve(Ready):

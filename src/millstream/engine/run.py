@@ -43,6 +43,7 @@ from millstream.errors import (
     RouteError,
     RunCancelledError,
     RunTimeoutError,
+    StateError,
     TaskCancelledError,
     TaskFailedError,
     TaskTimeoutError,
@@ -167,6 +168,8 @@ class FlowRun(Waiting):
         self._callbacks: list[Callable[[], object]] = []
         self.journal: Journal | None = None  #: of a durable run
         self._unkept: deque[tuple[Item, Status, BaseException]] = deque()  # failures to be written
+        self._open_calls: dict[int, int] = {}  # submitted by task runs and not succeeded, by the paths of these
+        self._unwritten: dict[int, Callable[[], None]] = {}  # what writes that these have succeeded
         self._reports: list[tuple[Item, Any, Any, Lane | None]] = []  # outputs that are to be committed
         self._keeping = threading.Lock()  # held while they are
         self.recall: Recall | None = None  #: of one that goes on from its journal
@@ -527,6 +530,8 @@ class FlowRun(Waiting):
         self._attempt_failed(item, error, delay, status)
         again: Any = self.scheduler.retry(item, status)
         self._close_list(item)
+        if hasattr(item, "calls"):
+            again.calls = item.calls  # as for requests: calls of another attempt are others
         self.observer.retried(again, delay, error)
         due = self.clock.now() + delay
         if self.journal is not None:
@@ -615,6 +620,10 @@ class FlowRun(Waiting):
         while scheduler.outbox:
             said, scheduler.outbox = scheduler.outbox, []
             wanting = [entry for entry in said if isinstance(entry, TaskRun)]
+            if self.recall is not None:
+                for each in [each for each in wanting if self.recall.is_done(each)]:
+                    wanting.remove(each)
+                    scheduler.granted(each)
             if wanting:
                 self.monitor.later.append((plan.limits.ask, (wanting,)))
             for entry in said:
@@ -686,14 +695,12 @@ class FlowRun(Waiting):
         self.settle = self._settle_durably  # type: ignore[method-assign]  # a question less for all others
         self.context._journals = (*self.context._journals, self.journal)
 
-    def go_on_from(
-        self, reader: Reader, entries: Iterable[Entry], keys: Sequence[int], again: frozenset[str] | None = None
-    ) -> None:
+    def go_on_from(self, reader: Reader, entries: Iterable[Entry], keys: Sequence[int]) -> None:
         """It goes on from a journal, and has not begun; see ``Recall``. ``keys`` are those of its scheduler."""
         from millstream.engine.recall import Recall
 
         self.scheduler.keys = keys
-        self.recall = Recall(self, reader, entries, again)
+        self.recall = Recall(self, reader, entries)
 
     def _settle_durably(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> None:
         """A task run gave its output, which is written before anything comes of it.
@@ -727,6 +734,22 @@ class FlowRun(Waiting):
             return
         for report in kept:
             FlowRun.settle(self, *report)
+            called = report[0].extra
+            if self._open_calls and isinstance(called, Call) and report[0].status is SUCCESS:
+                self._call_succeeded(called)
+
+    def _call_succeeded(self, call: Call) -> None:
+        """A task run that had submitted calls counts as finished when all of them have succeeded."""
+        parent = getattr(call, "parent", None)
+        if parent is None:
+            return
+        self._open_calls[parent] -= 1
+        if not self._open_calls[parent]:
+            del self._open_calls[parent]
+            write = self._unwritten.pop(parent, None)
+            if write is not None:
+                write()
+                self._try_to_keep(self.journal.commit_now)  # type: ignore[union-attr]  # it has one
 
     def _is_written(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> bool:
         """Write that a task run succeeds, unless it does not; if that cannot be written, it fails."""
@@ -740,7 +763,11 @@ class FlowRun(Waiting):
                     requests, pages = None, requests.pages
                 elif requests:
                     self.scheduler.check(requests, item)
-                self.journal.finished(item, output, requests, pages)
+                write = self.journal.finishing(item, output, requests, pages)
+                if item.path in self._open_calls:  # else they would be lost with this process
+                    self._unwritten[item.path] = write
+                else:
+                    write()
             except CheckpointError as error:
                 self._explain(item, error)
                 self._fail(item, error, FAILED)
@@ -777,7 +804,9 @@ class FlowRun(Waiting):
         assert self.journal is not None, "only a run with a journal keeps that"
         self._keep_failures()
         try:
-            self.journal.finish(self._status, None if why is None else ErrorReport.of(why))
+            rows = () if self.record is None or self._status is SUCCESS else self.record.report().tasks.items()
+            others = [(name, str(row.status)) for name, row in rows if row.status is not SUCCESS]
+            self.journal.finish(self._status, None if why is None else ErrorReport.of(why), others)
         except CheckpointError as error:
             if self._error is None:
                 self._error, self._results, self._status = error, None, FAILED
@@ -826,6 +855,9 @@ class FlowRun(Waiting):
             path = hash((parent.path, 3, parent.calls))
         if self.recall is not None:
             self.recall.check_call(name, path, getattr(call, "digest", None))
+        if self.journal is not None and parent is not None:
+            self._open_calls[parent.path] = self._open_calls.get(parent.path, 0) + 1
+            call.parent = parent.path  # type: ignore[attr-defined]
         needs = list(needs)
         self.scheduler.submit(task, path, call, needs, None if parent is None else parent.scope)
         if self._results:
@@ -835,6 +867,14 @@ class FlowRun(Waiting):
             self._see_to_outbox()
         self.dispatch(None)
         return path
+
+    def submit_known(self, name: str, path: int, call: Call, scope: Scope | None) -> None:
+        """A call that has finished had been submitted by a task run that has finished; its callable is not needed."""
+        terms = self.plan.terms(name) or RunTerms(None, _never, is_async=False)
+        lane = self._lane(terms.executor, terms.is_async)
+        task = RunTask(lane, name, terms, None, True)
+        self.scheduler.called.append(task)
+        self.scheduler.submit(task, path, call, (), scope)
 
     def cancel_call(self, call: Call) -> None:
         """A submitted call is cancelled: it has ended, whatever its code still does."""
@@ -1345,6 +1385,10 @@ def choice_of(task: str, output: Any, routes: tuple[str, ...]) -> dict[str, Any]
         if name not in routes:
             raise RouteError(task, name if isinstance(name, str) else shown(name), routes)
     return chosen
+
+
+def _never(*_: Any) -> None:
+    raise StateError("a call that had finished is not called")
 
 
 #: What would not arrive as an error: it ends loops instead.

@@ -120,6 +120,7 @@ class Scheduler:
         self._max_parallel = max_parallel
         self._unbounded = max_parallel is None and max_task_runs is None
         self._make = make
+        self._asked_before: dict[TaskRun, int] = {}  # how many requests the attempts before this one have made
         self._blocked = 0
         self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
 
@@ -273,6 +274,9 @@ class Scheduler:
             self._passed_on(run.task)
         again = self._make(run.task, run.number, run.inputs, run.path, run.order, run.scope, run.slot)
         again.attempt = run.attempt + 1
+        asked = run.requested + self._asked_before.pop(run, 0)
+        if asked:  # by a generator: what the next attempt asks for is something else, with keys of its own
+            self._asked_before[again] = asked
         again.priority, again.upstream, again.needs, again.extra = run.priority, run.upstream, run.needs, run.extra
         if isinstance(run.extra, Call):
             run.extra.run = again
@@ -391,7 +395,7 @@ class Scheduler:
             return
         if self.edges is not None:
             self._activate((request,))
-        path = hash((owner.path, owner.requested))
+        path = hash((owner.path, self._place(owner)))
         owner.requested += 1
         if joins:
             if not scope.siblings and scope.outputs is None:
@@ -595,7 +599,7 @@ class Scheduler:
         if joins:
             self._schedule_joined(run, requests)
             return
-        path, position, scope, tasks, make = run.path, run.requested, run.scope, self.asked, self._make
+        path, position, scope, tasks, make = run.path, self._place(run), run.scope, self.asked, self._make
         met: str | None = None
         made = 0
         for request in requests:
@@ -614,7 +618,7 @@ class Scheduler:
             else:
                 self._request(request, hash((path, position)), scope, None, run)
             position += 1
-        run.requested = position
+        run.requested += len(requests)
         self.under_way += made
 
     def _request(
@@ -658,7 +662,7 @@ class Scheduler:
         if scope is not None:
             scope.outputs = []
         for request in requests:
-            path = hash((run.path, run.requested))
+            path = hash((run.path, self._place(run)))
             run.requested += 1
             if scope is None:
                 self._request(request, path, run.scope, None, run)
@@ -668,6 +672,11 @@ class Scheduler:
                 self._add_sibling(scope, request, path, run)
         if scope is not None:
             self._leave(scope)
+
+    def _place(self, run: TaskRun) -> int:
+        """Return the place of the next request among all that a task run makes."""
+        before = self._asked_before
+        return run.requested + before.get(run, 0) if before else run.requested
 
     def _open(self, owner: TaskRun) -> Scope:
         parent = owner.scope

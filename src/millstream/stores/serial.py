@@ -13,7 +13,7 @@ import json
 import pathlib
 import pickle
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -62,36 +62,28 @@ class JSONSerializer:
                 raise TypeError(f"types takes dataclasses, enums and named tuples, not {each!r}.")
             if self._types.setdefault(each.__name__, each) is not each:
                 raise ValueError(f"Two of the types of a store are called {each.__name__}: rename one of them.")
-        self._write = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
-    def dumps(self, value: Any) -> str:
-        """Return a value as text.
-
-        Raises:
-            UnfitError: something in it cannot be written.
-        """
-        if type(value) not in SCALARS:
-            try:
-                value = self._plain(value, ())
-            except RecursionError:
-                raise UnfitError("", "contains itself, or is nested too deeply") from None
-        try:
-            return self._write(value)
-        except (ValueError, RecursionError) as error:  # an integer with more digits than Python writes
-            raise UnfitError("", str(error)) from error
-
-    def loads(self, text: str) -> Any:
-        """Return the value that a text stands for.
+    def plain(self, value: Any) -> Any:
+        """Return a value as what JSON has words for.
 
         Raises:
-            UnfitError: it stands for none.
+            UnfitError: something in it has none.
         """
+        if type(value) in SCALARS:
+            return value
         try:
-            return json.loads(text, object_hook=self._revive)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, UnfitError):
-                raise
-            raise UnfitError("", f"is no JSON ({error})") from error
+            return self._plain(value, ())
+        except RecursionError:
+            raise UnfitError("", "contains itself, or is nested too deeply") from None
+
+    def read(self, text: str) -> tuple[Any, list[Any]]:
+        """Return the facts and the values of what ``written`` has written.
+
+        Raises:
+            UnfitError: it is none of that.
+        """
+        facts, values = parsed(text, self._revive)
+        return facts, values
 
     def _plain(self, value: Any, path: tuple[Any, ...]) -> Any:
         """Return a value as what JSON has words for."""
@@ -109,7 +101,10 @@ class JSONSerializer:
             pairs = [[self._plain(key, (*path, key)), self._plain(each, (*path, key))] for key, each in value.items()]
             return {TAG: "dict", "of": pairs}
         if kind in (tuple, set, frozenset):
-            return {TAG: kind.__name__, "of": [self._plain(each, (*path, n)) for n, each in enumerate(value)]}
+            parts = [self._plain(each, (*path, n)) for n, each in enumerate(value)]
+            if kind is not tuple:  # in an order that is the same in each process
+                parts.sort(key=_encode)
+            return {TAG: kind.__name__, "of": parts}
         write = WRITERS.get(kind)
         if write is not None:
             name, parts = write(value, path)
@@ -177,7 +172,7 @@ class PickleSerializer:
 
     name = "pickle"
 
-    def dumps(self, value: Any) -> str:
+    def plain(self, value: Any) -> str:
         """Return a value as text.
 
         Raises:
@@ -188,12 +183,16 @@ class PickleSerializer:
         except Exception as error:  # a class may raise whatever it likes
             raise UnfitError("", f"cannot be pickled: {error}") from error
 
-    def loads(self, text: str) -> Any:
-        """Return the value that a text stands for.
+    def read(self, text: str) -> tuple[Any, list[Any]]:
+        """Return the facts and the values of what ``written`` has written.
 
         Raises:
-            UnfitError: it stands for none.
+            UnfitError: it is none of that.
         """
+        facts, values = parsed(text, None)
+        return facts, [self._loads(value) for value in values]
+
+    def _loads(self, text: str) -> Any:
         try:
             return pickle.loads(base64.b64decode(text, validate=True))
         except Exception as error:
@@ -216,6 +215,34 @@ def serializer_of(name: Literal["json", "pickle"], types: Iterable[type]) -> Ser
     if tuple(types):
         raise ValueError("types is for serializer='json': pickle needs none.")
     return PickleSerializer()
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def written(facts: Any, values: Sequence[Any] = ()) -> str:
+    """Return facts, which JSON has words for, and plain values as one text.
+
+    Raises:
+        UnfitError: it cannot be written, as an integer with more digits than Python writes.
+    """
+    try:
+        return _encode((facts, values))
+    except (ValueError, RecursionError) as error:
+        raise UnfitError("", f"cannot be written: {error}") from error
+
+
+def parsed(text: str, revive: Callable[[dict[str, Any]], Any] | None) -> tuple[Any, list[Any]]:
+    """Return the two parts of a text that ``written`` has written."""
+    try:
+        facts, values = json.loads(text, object_hook=revive)
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, UnfitError):
+            raise
+        raise UnfitError("", f"is no entry of a journal ({error})") from error
+    if not isinstance(values, list):
+        raise UnfitError("", "is no entry of a journal")
+    return facts, values
 
 
 class Attribute(str):
