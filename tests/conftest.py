@@ -97,6 +97,7 @@ def engine_threads(name: str = "millstream") -> set[threading.Thread]:
 def assert_gone(threads: set[threading.Thread]) -> None:
     """Wait for threads that were told to end."""
     for thread in threads:
+        until(lambda thread=thread: thread.ident is not None)  # one that ends others may not have started yet
         thread.join(WATCHDOG)
     assert not [thread.name for thread in threads if thread.is_alive()]
 

@@ -37,10 +37,11 @@ def fits(expected: str, line: str) -> bool:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_blocks_run_and_print_what_they_say(document, monkeypatch, capsys):
+def test_blocks_run_and_print_what_they_say(document, monkeypatch, capsys, tmp_path):
     """Every python block of a document runs, and prints what its comments say."""
     module = ModuleType(f"docs_{document.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)  # some make files
     for where, code in blocks(document):
         exec(compile(code, str(document), "exec"), module.__dict__)
         printed = capsys.readouterr().out.splitlines()
