@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from millstream.errors import CheckpointError, FlowClosedError
+from millstream.errors import CheckpointError, FlowClosedError, TaskNotFoundError
 from millstream.schedule.cron import Cron
 from millstream.values import copied_inputs
 
@@ -134,6 +134,8 @@ class Rule:
             ValueError: there is a job of that name already.
         """
         (name,) = self._flow._target_names([task])
+        if name not in self._flow.tasks:
+            raise TaskNotFoundError(name, self._flow.tasks)
         values = None if inputs is None else copied_inputs(inputs, f"A job of {name}")
         return self._add(Job(self._trigger, name, values, **self._options))
 
@@ -401,16 +403,15 @@ class Scheduler:
                 self._remember([job for job in jobs if job.after is None])
             runs = [run for job in jobs if (run := self._fire(job, now, loop)) is not None]
             with self._changed:
-                over = [
-                    job for job in self._jobs.values() if job.cancelled or (job.queued is None and self._is_over(job))
-                ]
-                for job in over:
-                    del self._jobs[job.name]
+                for job in jobs:  # not those that have come meanwhile
+                    if self._is_over(job) and self._jobs.get(job.name) is job:
+                        del self._jobs[job.name]
             return runs
 
     def _is_over(self, job: Job) -> bool:
+        """Whether a job that has begun has no slot any more."""
         try:
-            return job.next_at is None
+            return job.cancelled or (job.queued is None and job.next_at is None)
         except Exception:  # ``tick`` has told of it
             return False
 
