@@ -1188,7 +1188,8 @@ class Flow:
             requests, graph = self._first(kept.beginning.starts, kept.inputs, registry, graph)
             chosen: RunOptions = {
                 "deps": options.get("deps"), "trace": options.get("trace", False), "timeout": options.get("timeout"),
-                "metadata": kept.metadata or None, "run_id": run_id if names is None else None,
+                "metadata": None if self._shared_context is not None else kept.metadata or None,
+                "run_id": run_id if names is None else None,
             }  # fmt: skip
             run = self._new_run(requests, chosen, registry, graph, inside=inside, values=kept.inputs, **how)
             self._under_way(run)
