@@ -86,7 +86,7 @@ class Journal:
         facts: list[Any] = [
             task.name, item.number, place, item.attempt, self._at(task.began), self._wall(None),
             pages if pages is not None else None if asked is None else [shape_of(request) for request in asked],
-            getattr(item, "calls", 0), getattr(item.extra, "digest", None),
+            getattr(item, "calls", 0), getattr(item.extra, "digest", None), getattr(item.extra, "needs", None),
         ]  # fmt: skip
         values = [self._plain(output, item, "its output")]
         if asked is not None:

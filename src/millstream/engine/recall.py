@@ -33,21 +33,12 @@ class Finished:
     """A task run that had finished, as its entry says."""
 
     __slots__ = (
-        "asked", "attempt", "began", "calls", "digest", "ended", "name", "number", "place", "values",
+        "asked", "attempt", "began", "calls", "digest", "ended", "name", "needs", "number", "place", "values",
     )  # fmt: skip
 
     def __init__(self, facts: Sequence[Any], values: Sequence[Any]) -> None:
-        (
-            self.name,
-            self.number,
-            self.place,
-            self.attempt,
-            self.began,
-            self.ended,
-            self.asked,
-            self.calls,
-            self.digest,
-        ) = facts
+        self.name, self.number, self.place, self.attempt, *more = facts
+        self.began, self.ended, self.asked, self.calls, self.digest, self.needs = more
         self.values = values  #: its output, then the inputs of its requests
 
 
@@ -73,6 +64,7 @@ class Recall:
         self._pulled: dict[int, tuple[int, bool]] = {}  # from lists of those that are only known: how many, and if all
         self._feeds: dict[int, Feed] = {}
         self._finished: set[int] = set()
+        self._ids: dict[int, str] = {}  # of calls that nobody has a handle of
         self._appended: dict[str, list[int | None]] = {}  # who has appended what, in lists of the context
         self._emitted: dict[int, int] = {}
         self.replaying = True  #: nothing is called yet
@@ -338,6 +330,10 @@ class Recall:
             item.variables = None
         if scheduler.finished(item, output, requests, joins) and feed is None and run._results is not None:
             run._results[item.id] = output
+        if isinstance(call, Gone) and run._results is not None:
+            self._ids[item.path] = item.id
+            for need in found.needs or ():  # what another call takes is no result of the run
+                run._results.pop(self._ids.get(need, ""), None)
         if call is not None:
             call.forget()
         run._close_list(item)

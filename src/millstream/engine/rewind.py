@@ -93,7 +93,7 @@ def rewound(reader: Reader, entries: Iterable[Entry], names: Iterable[str], grap
         elif entry.kind == "finished":
             assert entry.key is not None, "it is about a task run"
             facts, values = reader.facts(entry)
-            name, _, _, _, _, _, given, calls, _ = facts
+            name, _, _, _, _, _, given, calls, *_ = facts
             shapes = [
                 *asked.get(entry.key, ()),
                 *(pages.get((entry.key, given), ()) if isinstance(given, str) else given or ()),

@@ -859,6 +859,8 @@ class FlowRun(Waiting):
             self._open_calls[parent.path] = self._open_calls.get(parent.path, 0) + 1
             call.parent = parent.path  # type: ignore[attr-defined]
         needs = list(needs)
+        if self.journal is not None:
+            call.path, call.needs = path, [need.path for need in needs]  # type: ignore[attr-defined]
         self.scheduler.submit(task, path, call, needs, None if parent is None else parent.scope)
         if self._results:
             for need in needs:  # what another call takes is no result of the run

@@ -46,7 +46,7 @@ FORGOTTEN = CallShape("", False, None, {}, ())
 class Submitted(Call):
     """A submitted call as the driver sees it."""
 
-    __slots__ = ("args", "digest", "error", "fn", "handle", "kwargs", "parent", "shape", "variables")
+    __slots__ = ("args", "digest", "error", "fn", "handle", "kwargs", "needs", "parent", "path", "shape", "variables")
 
     def __init__(
         self,
@@ -62,7 +62,10 @@ class Submitted(Call):
         self.handle: TaskHandle[Any] | None = handle
         self.error: BaseException | None = None
         self.digest: str | None = None  #: of its arguments, in a durable run
-        self.parent: int | None = None  #: the path of the task run that has submitted it, in a durable run
+        # In a durable run: the paths of its task run, of the one that has submitted it, and of what it needs.
+        self.path = 0
+        self.parent: int | None = None
+        self.needs: list[int] = []
         self.variables: Variables | None = copy_context()
 
     @property
