@@ -16,7 +16,6 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from millstream.engine.journal import Reader
@@ -180,22 +179,22 @@ class Durable:
             return False
         return True
 
-    @contextmanager
-    def going_on(self, run_id: str, *, claim: bool) -> Iterator[Kept]:
-        """Claim a run that is to go on, or only read it; it is given up if that fails.
+    def kept(self, run_id: str) -> Kept:
+        """Return what the store has of a run.
 
         Raises:
             UnknownRunError: it is not there.
-            RunOwnedError: another process has it.
             CheckpointError: it cannot be read.
         """
-        head = self.store.claim(run_id) if claim else self.store.run(run_id)
-        try:
-            yield self._opened(head)
-        except BaseException:
-            if claim:
-                self.store.release(run_id)
-            raise
+        return self._opened(self.store.run(run_id))
+
+    def check_values(self, run_id: str, values: Mapping[str, Any] | None) -> None:
+        """Refuse values for the context of a run that cannot be kept.
+
+        Raises:
+            CheckpointError: one cannot.
+        """
+        self._plain(run_id, "inputs", values)
 
     def go_on(
         self,
@@ -213,12 +212,18 @@ class Durable:
             names: of the tasks with edges, by their numbers now.
             tasks: of the flow.
             again: what is to run again: then the run is a new one.
+
+        Raises:
+            RunOwnedError: another process has it.
+            CheckpointError: it cannot be read, or written.
         """
         run.context._values.update(kept.values)
         keys, entries = kept.keys(names), kept.entries
         if again is None:
+            self.store.claim(run.id)
             run.resumed_from = kept.beginning.resumed_from
             run.keep_in(self.store)
+            entries = self.store.entries(run.id)  # its owner may have gone on until now
         else:
             from millstream.engine.rewind import rewound
 
@@ -266,8 +271,9 @@ class Durable:
         """
         from millstream.engine.history import report_of
 
-        kept = self._opened(self.store.run(run_id))
-        return report_of(kept.head, kept.metadata, kept.beginning.resumed_from, kept.reader, kept.entries)
+        kept = self.kept(run_id)
+        beginning = kept.beginning
+        return report_of(kept.head, kept.metadata, beginning.resumed_from, beginning.code, kept.reader, kept.entries)
 
 
 # ---- what a task is made of -----------------------------------------------------------------------

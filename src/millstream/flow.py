@@ -15,7 +15,6 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from contextvars import Token
 from itertools import count
 from types import CodeType, MappingProxyType
@@ -654,26 +653,25 @@ class Flow:
             registry.in_use = True
         graph = None if graph is None else graph.rooted(())
         stream = Stream(BUFFER, attached=False) if keep else None  # of a block's own session nobody can read
-        with ExitStack() as opened:
-            durable, run_id, kept = self._durable, options.get("run_id"), None
-            if durable is not None and run_id is not None and durable.has(run_id):
-                kept = opened.enter_context(durable.going_on(run_id, claim=True))
-                if not kept.beginning.session:
-                    raise CheckpointError(f"Run {run_id} is no session: go on with it by flow.resume({run_id!r}).")
-                kept.check_code(registry.tasks, "warn", self._logger)
-                options = {**options, "metadata": options.get("metadata") or kept.metadata or None}
-            run = self._new_run((), options, registry, graph, stream=stream, keep=keep, kind=Session)
-            assert isinstance(run, Session), "that kind was asked for"
-            self._under_way(run)
-            try:
-                if durable is not None and kept is not None:
-                    durable.go_on(run, kept, () if graph is None else graph.names, registry.tasks, None)
-                elif durable is not None:
-                    durable.begin(run, registry.tasks, (), None, None, session=True)
-                run.begin_session(self._submit_to, options.get("timeout"))
-            except BaseException:
-                run.cancel()
-                raise
+        durable, run_id, kept = self._durable, options.get("run_id"), None
+        if durable is not None and run_id is not None and durable.has(run_id):
+            kept = durable.kept(run_id)
+            if not kept.beginning.session:
+                raise CheckpointError(f"Run {run_id} is no session: go on with it by flow.resume({run_id!r}).")
+            kept.check_code(registry.tasks, "warn", self._logger)
+            options = {**options, "metadata": options.get("metadata") or kept.metadata or None}
+        run = self._new_run((), options, registry, graph, stream=stream, keep=keep, kind=Session)
+        assert isinstance(run, Session), "that kind was asked for"
+        self._under_way(run)
+        try:
+            if durable is not None and kept is not None:
+                durable.go_on(run, kept, () if graph is None else graph.names, registry.tasks, None)
+            elif durable is not None:
+                durable.begin(run, registry.tasks, (), None, None, session=True)
+            run.begin_session(self._submit_to, options.get("timeout"))
+        except BaseException:
+            run.cancel()
+            raise
         return run
 
     @overload
@@ -1180,30 +1178,34 @@ class Flow:
         if not isinstance(run_id, str):
             raise TypeError(f"resume takes the id of a run, not {run_id!r}.")
         names = None if again is None else self._names_again(again)
-        with durable.going_on(run_id, claim=names is None) as kept:
-            if kept.beginning.session:
-                raise CheckpointError(f"Run {run_id} is a session: open it again by flow.session(run_id={run_id!r}).")
-            registry, graph, inside = self._of_now(kept.beginning.targets)
-            kept.check_code(registry.tasks, on_code_change, self._logger)
-            requests, graph = self._first(kept.beginning.starts, kept.inputs, registry, graph)
-            chosen: RunOptions = {
-                "deps": options.get("deps"), "trace": options.get("trace", False), "timeout": options.get("timeout"),
-                "metadata": None if self._shared_context is not None else kept.metadata or None,
-                "run_id": run_id if names is None else None,
-            }  # fmt: skip
-            run = self._new_run(requests, chosen, registry, graph, inside=inside, values=kept.inputs, **how)
-            self._under_way(run)
-            try:
-                durable.go_on(run, kept, () if graph is None else graph.names, registry.tasks, names)
-                run.begin(requests, options.get("timeout"), inputs)
-            except BaseException:
-                run.cancel()
-                raise
+        durable.check_values(run_id, inputs)
+        kept = durable.kept(run_id)
+        if kept.beginning.session:
+            raise CheckpointError(f"Run {run_id} is a session: open it again by flow.session(run_id={run_id!r}).")
+        registry, graph, inside = self._of_now(kept.beginning.targets)
+        kept.check_code(registry.tasks, on_code_change, self._logger)
+        requests, graph = self._first(kept.beginning.starts, kept.inputs, registry, graph)
+        chosen: RunOptions = {
+            "deps": options.get("deps"), "trace": options.get("trace", False), "timeout": options.get("timeout"),
+            "metadata": None if self._shared_context is not None else kept.metadata or None,
+            "run_id": run_id if names is None else None,
+        }  # fmt: skip
+        run = self._new_run(requests, chosen, registry, graph, inside=inside, values=kept.inputs, **how)
+        self._under_way(run)
+        try:
+            durable.go_on(run, kept, () if graph is None else graph.names, registry.tasks, names)
+            run.begin(requests, options.get("timeout"), inputs)
+        except BaseException:
+            run.cancel()
+            raise
         return run
 
     def _names_again(self, tasks: Iterable[TaskName]) -> frozenset[str]:
         """Return the names of tasks that are to run again."""
         names = frozenset(self._target_names(tasks))
+        for name in names:
+            if name not in self.tasks:
+                raise TaskNotFoundError(name, self.tasks)
         if not names:
             raise ValueError("from_tasks names no task: leave it out to go on where the run was.")
         return names

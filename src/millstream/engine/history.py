@@ -20,24 +20,43 @@ class Task:
 
     def __init__(self) -> None:
         self.open: dict[Any, Status] = {}  #: what became of those that did not succeed in the end
+        self.errors: dict[Any, ErrorReport] = {}  #: why, in the same order
+        self.failed: set[Any] = set()  #: of these, those that had begun
         self.attempt = self.runs = 0
         self.began: float | None = None
         self.ended: float | None = None
-        self.error: ErrorReport | None = None
-        self.errors: dict[Any, ErrorReport] = {}
         self.result: Any = None
 
+    def begins_anew(self) -> None:
+        """The run is resumed."""
+        self.open, self.errors, self.failed = {}, {}, set()
+
     def report(self) -> TaskReport:
+        """Return the row."""
         status = min((*self.open.values(), Status.SUCCESS), key=ORDER.index)
-        error = next((self.errors[path] for path in self.errors if path in self.open), None)
-        runs = self.runs + sum(status in (Status.FAILED, Status.ABANDONED) for status in self.open.values())
+        error = next(iter(self.errors.values()), None)
+        runs = self.runs + len(self.failed)
         return TaskReport(status, self.attempt, runs, self.began, self.ended, error, self.result)
 
 
 def report_of(
-    head: StoredRun, metadata: Mapping[str, Any], resumed_from: str | None, reader: Reader, entries: Iterable[Entry]
+    head: StoredRun,
+    metadata: Mapping[str, Any],
+    resumed_from: str | None,
+    order: Iterable[str],
+    reader: Reader,
+    entries: Iterable[Entry],
 ) -> RunReport:
-    """Return the report of a run, of which ``entries`` is the journal."""
+    """Return the report of a run.
+
+    Args:
+        head: of the run.
+        metadata: of the run.
+        resumed_from: the id of the run that it was made from.
+        order: the names of the flow's tasks.
+        reader: of the journal.
+        entries: of the journal, after its beginning.
+    """
     tasks: dict[str, Task] = {}
     error: ErrorReport | None = None
     for entry in entries:
@@ -47,13 +66,15 @@ def report_of(
             _see(task, entry, facts, values)
         elif entry.kind == "resumed":  # what had not succeeded begins anew
             for task in tasks.values():
-                task.open, task.errors = {}, {}
+                task.begins_anew()
         elif entry.kind == "end":
             (_, _, said, others), _ = reader.facts(entry)
             error = None if said is None else ErrorReport(*said)
             for name, status in others:
                 tasks.setdefault(name, Task()).open["end"] = Status(status)
-    rows = {name: task.report() for name, task in tasks.items()}
+    place = {name: place for place, name in enumerate(order)}
+    names = sorted(tasks, key=lambda name: place.get(name, len(place)))
+    rows = {name: tasks[name].report() for name in names}
     if head.status is Status.SUCCESS:
         error = None
     times = head.created_at, head.finished_at
@@ -69,18 +90,20 @@ def _see(task: Task, entry: Entry, facts: Any, values: list[Any]) -> None:
         task.began = task.began if task.began is not None else began
         task.runs += 1
         task.open.pop(path, None)
+        task.errors.pop(path, None)
         if place is None:
             task.result = values[0]
     elif entry.kind == "failed":
         _, _, task.attempt, status, began, task.ended, *said = facts
         task.began = task.began if task.began is not None else began
         task.open[path] = Status(status)
+        task.failed.add(path)
         task.errors.setdefault(path, ErrorReport(*said))
     elif entry.kind == "retry":
         _, _, task.attempt, *_ = facts
         task.open[path] = Status.PENDING
     else:
-        _, task_id, status, task.ended, reason = facts
+        _, task_id, status, task.ended, said = facts
         task.open[task_id] = Status(status)
-        if Status(status) is Status.FAILED:
-            task.errors[task_id] = ErrorReport("DependencyFailedError", reason, "")
+        if said is not None:
+            task.errors[task_id] = ErrorReport(*said)

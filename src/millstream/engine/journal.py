@@ -105,9 +105,10 @@ class Journal:
         facts = [item.task.name, item.id, item.attempt, str(status), self._at(item.task.began), self._wall(None)]
         self._add(("failed", item.path, [*facts, error.type, error.message, error.traceback], ()))
 
-    def settled(self, task: str, task_id: str, status: Status, reason: str) -> None:
+    def settled(self, task: str, task_id: str, status: Status, error: ErrorReport | None) -> None:
         """A task run, or a task, has ended without being called."""
-        self._add(("settled", None, [task, task_id, str(status), self._wall(None), reason], ()))
+        said = None if error is None else [error.type, error.message, error.traceback]
+        self._add(("settled", None, [task, task_id, str(status), self._wall(None), said], ()))
 
     def asking(self, item: Item, request: NextTask) -> Callable[[], None]:
         """A generator task is about to make a request, while it goes on; return what notes that it has.
@@ -267,7 +268,7 @@ class Journal:
             self._closed = True
             self._changed.notify_all()
             writer = self._writer
-        if writer is not None:
+        if writer is not None and writer is not threading.current_thread():  # it may be who ends the run
             writer.join()
         if self.failure is not None:
             self.store.release(self.run_id)

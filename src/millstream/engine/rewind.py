@@ -52,9 +52,10 @@ class Lineage:
             """Edges lead on from a task, to all of its task runs."""
             if graph is None or name in seen or name not in graph.number:
                 return
+            seen.add(name)
             for node in graph.after([graph.number[name]]):
-                seen.add(graph.names[node])
-                todo.extend(by_name.get(graph.names[node], ()))
+                if graph.names[node] != name:
+                    todo.extend(by_name.get(graph.names[node], ()))
 
         for name in names:
             todo.extend(by_name.get(name, ()))

@@ -167,7 +167,8 @@ class FlowRun(Waiting):
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self.journal: Journal | None = None  #: of a durable run
-        self._unkept: deque[tuple[Item, Status, BaseException]] = deque()  # failures to be written
+        # Failures to be written: of a task run that was called; or of one that was not, then its task and its id.
+        self._unkept: deque[tuple[Any, str | None, Status, BaseException | None]] = deque()
         self._open_calls: dict[int, int] = {}  # submitted by task runs and not succeeded, by the paths of these
         self._unwritten: dict[int, Callable[[], None]] = {}  # what writes that these have succeeded
         self._reports: list[tuple[Item, Any, Any, Lane | None]] = []  # outputs that are to be committed
@@ -567,7 +568,7 @@ class FlowRun(Waiting):
         """A task run has failed for good, or was cancelled or given up; and the map that it is an item of."""
         self._attempt_failed(item, error, None, status)
         if self.journal is not None and status is not CANCELLED:
-            self._unkept.append((item, status, error))
+            self._unkept.append((item, None, status, error))
             self.monitor.later.append((self._keep_failures, ()))
         mapped: Any = item.extra.parent if type(item.extra) is Place else None
         parent = None if mapped is None else self._unmap(mapped)
@@ -656,14 +657,15 @@ class FlowRun(Waiting):
         run: Any = entry.run
         run_id = task.name if run is None else run.id
         task.ended = self.clock.now()
-        if self.journal is not None:
-            self.journal.settled(task.name, run_id, entry.status, entry.reason)
         if entry.status is SKIPPED:
             self.observer.skipped(task.name, run_id, entry.reason)
         elif entry.error is not None:
             self.observer.never_began(task.name, run_id, entry.error)
         if isinstance(entry.error, DependencyFailedError):
             entry.error.__cause__ = self._cause_of(entry.error, run)
+        if self.journal is not None:
+            self._unkept.append((task.name, run_id, entry.status, entry.error))
+            self.monitor.later.append((self._keep_failures, ()))
         if entry.error is not None:
             self._note_failure(task, entry.error)
             if isinstance(entry.error, DependencyFailedError):
@@ -796,8 +798,12 @@ class FlowRun(Waiting):
         assert self.journal is not None, "only a run with a journal keeps that"
         with self._keeping:
             while self._unkept:
-                item, status, error = self._unkept.popleft()
-                self.journal.failed(item, status, ErrorReport.of(error))
+                item, run_id, status, error = self._unkept.popleft()
+                report = None if error is None else ErrorReport.of(error)
+                if run_id is not None:
+                    self.journal.settled(item, run_id, status, report)
+                elif report is not None:
+                    self.journal.failed(item, status, report)
 
     def _keep_end(self, why: BaseException | None) -> None:
         """The run has ended. No lock held; nobody was told yet."""
