@@ -1,4 +1,4 @@
-"""The flow that ``test_crash`` kills again and again: chain, fan-out, lazy fan-out, join, router, retries, a graph.
+"""The flow that ``test_crash`` kills again and again: chain, fan-out, lazy fan-out, join, router, retries, map, graph.
 
 ``python crash_flow.py STORE LOG SYNC`` starts the run, or goes on with it, and prints its results. Each body writes
 its key into the log when it begins, and what was delivered is written there, too.
@@ -12,7 +12,7 @@ from millstream import Flow, NextTask, TaskOutput, current_task
 from millstream.stores.sqlite import SQLiteStore
 
 RUN = "crash"
-CHAIN, FAN, LAZY, MAP = 120, 120, 120, 60
+CHAIN, FAN, LAZY, TALK, MAP = 120, 120, 120, 40, 60
 
 
 def build(store, log):
@@ -26,7 +26,8 @@ def build(store, log):
     def begin(ctx):
         note()
         ctx["factor"] = 3
-        return [NextTask("chain", {"n": 0}), NextTask("fan"), NextTask("lazy"), NextTask("finish", join=True)]
+        names = ("fan", "lazy", "talk")
+        return [NextTask("chain", {"n": 0}), *map(NextTask, names), NextTask("finish", join=True)]
 
     @flow.task
     def chain(n):
@@ -42,6 +43,7 @@ def build(store, log):
     @flow.task(retries=3)
     def part(ctx, n):
         note()
+        ctx.append("tries", n)
         if n % 17 == 0 and current_task().attempt < 3:
             raise ConnectionError("try again")
         ctx.append("parts", n)
@@ -59,6 +61,20 @@ def build(store, log):
 
     @flow.task
     def item(n):
+        note()
+        return n
+
+    @flow.task
+    def talk(ctx):
+        note()
+        for n in range(TALK):
+            yield f"word {n}"
+            yield NextTask("answer", {"n": n}, spawn_another=True)
+            ctx.append("talked", n)
+        return "talked"
+
+    @flow.task
+    def answer(n):
         note()
         return n
 
@@ -86,7 +102,7 @@ def build(store, log):
     @flow.task(depends_on=["mapped"])
     def last(mapped, ctx):
         note()
-        return [sum(mapped), sorted(ctx.get("parts"))]
+        return [sum(mapped), *(sorted(ctx.get(key)) for key in ("parts", "tries", "talked"))]
 
     return flow
 

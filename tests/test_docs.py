@@ -70,7 +70,9 @@ def test_links_lead_somewhere(document):
 
 def test_the_test_command_installs_the_test_group():
     """The README's test command names exactly the requirements of the group ``test``; ``.`` is Millstream there."""
-    command = re.search(r"^python3 -m venv .* -m pytest [-a-z ]*$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    command = re.search(
+        r"^python3 -m venv .* -m pytest [-a-z ]*$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
     assert command is not None
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     named = [name.replace(".[", "millstream[") for name in re.findall(r"'([^']+)'", command[0])]

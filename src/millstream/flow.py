@@ -1202,12 +1202,15 @@ class Flow:
 
     def _names_again(self, tasks: Iterable[TaskName]) -> frozenset[str]:
         """Return the names of tasks that are to run again."""
-        names = frozenset(self._target_names(tasks))
+        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+            raise TypeError(f"from_tasks takes a list of tasks, or of their names, not {tasks!r}.")
+        listed = list(tasks)
+        if not listed:
+            raise ValueError("from_tasks names no task: leave it out to go on where the run was.")
+        names = frozenset(self._target_names(listed))
         for name in names:
             if name not in self.tasks:
                 raise TaskNotFoundError(name, self.tasks)
-        if not names:
-            raise ValueError("from_tasks names no task: leave it out to go on where the run was.")
         return names
 
     def _new_run(

@@ -14,6 +14,9 @@ from millstream.report import ErrorReport, RunReport, TaskReport
 from millstream.stores.base import Entry, StoredRun
 from millstream.values import Status
 
+#: In place of a task run: what the end of the run says of a task.
+END = "the end"
+
 
 class Task:
     """What the journal says of the runs of one task."""
@@ -26,17 +29,19 @@ class Task:
         self.began: float | None = None
         self.ended: float | None = None
         self.result: Any = None
+        self.last: tuple[int, int] | None = None  #: runs and attempt, as they were at the end
 
     def begins_anew(self) -> None:
-        """The run is resumed."""
-        self.open, self.errors, self.failed = {}, {}, set()
+        """The run is resumed: what had not succeeded runs again, but for what was skipped."""
+        self.open = {who: status for who, status in self.open.items() if status is Status.SKIPPED and who != END}
+        self.errors, self.failed, self.last = {}, set(), None
 
     def report(self) -> TaskReport:
         """Return the row."""
         status = min((*self.open.values(), Status.SUCCESS), key=ORDER.index)
         error = next(iter(self.errors.values()), None)
-        runs = self.runs + len(self.failed)
-        return TaskReport(status, self.attempt, runs, self.began, self.ended, error, self.result)
+        runs, attempt = self.last or (self.runs + len(self.failed), self.attempt)
+        return TaskReport(status, attempt, runs, self.began, self.ended, error, self.result)
 
 
 def report_of(
@@ -70,8 +75,10 @@ def report_of(
         elif entry.kind == "end":
             (_, _, said, others), _ = reader.facts(entry)
             error = None if said is None else ErrorReport(*said)
-            for name, status in others:
-                tasks.setdefault(name, Task()).open["end"] = Status(status)
+            for name, status, runs, attempt in others:
+                task = tasks.setdefault(name, Task())
+                task.open[END] = Status(status)
+                task.last = runs, attempt
     place = {name: place for place, name in enumerate(order)}
     names = sorted(tasks, key=lambda name: place.get(name, len(place)))
     rows = {name: tasks[name].report() for name in names}
@@ -86,13 +93,16 @@ def report_of(
 def _see(task: Task, entry: Entry, facts: Any, values: list[Any]) -> None:
     path = entry.key
     if entry.kind == "finished":
-        _, _, place, task.attempt, began, task.ended, *_ = facts
+        name, number, place, attempt, began, ended, *_ = facts
+        for who in (path, name if number == 1 else f"{name}#{number}"):
+            task.open.pop(who, None)
+            task.errors.pop(who, None)
+        if place is not None:  # an item: the map has an entry of its own
+            return
+        task.attempt, task.ended = attempt, ended
         task.began = task.began if task.began is not None else began
         task.runs += 1
-        task.open.pop(path, None)
-        task.errors.pop(path, None)
-        if place is None:
-            task.result = values[0]
+        task.result = values[0]
     elif entry.kind == "failed":
         _, _, task.attempt, status, began, task.ended, *said = facts
         task.began = task.began if task.began is not None else began

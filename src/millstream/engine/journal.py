@@ -253,13 +253,14 @@ class Journal:
                 except Exception as error:
                     raise self._fails(error) from error
 
-    def finish(self, status: Status, error: ErrorReport | None, others: Sequence[tuple[str, str]]) -> None:
+    def finish(self, status: Status, error: ErrorReport | None, others: Sequence[tuple[str, str, int, int]]) -> None:
         """The run has ended. No lock held.
 
         Args:
             status: of the run.
             error: why it has ended, if not well.
-            others: tasks that have not succeeded, and what has become of them.
+            others: tasks that have not succeeded: what has become of them, how many runs of them have ended, and
+                the newest attempt.
 
         Raises:
             CheckpointError: that cannot be written.

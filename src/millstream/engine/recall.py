@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.engine.journal import Journal, Reader
 from millstream.engine.lane import Feed
 from millstream.engine.ready import Ready
-from millstream.engine.states import Call, Coalesced, Place, Scope, TaskRun
+from millstream.engine.states import SKIPPED, Call, Coalesced, Place, Scope, Settled, TaskRun
 from millstream.errors import CheckpointError, FlowError
 from millstream.stores.base import Entry
 from millstream.values import NextTask
@@ -64,6 +64,7 @@ class Recall:
         self._pulled: dict[int, tuple[int, bool]] = {}  # from lists of those that are only known: how many, and if all
         self._feeds: dict[int, Feed] = {}
         self._finished: set[int] = set()
+        self._skipped: set[str] = set()  # ids of those of which that was told
         self._ids: dict[int, str] = {}  # of calls that nobody has a handle of
         self._appended: dict[str, list[int | None]] = {}  # who has appended what, in lists of the context
         self._emitted: dict[int, int] = {}
@@ -176,6 +177,7 @@ class Recall:
         self._live = {}
         for item in self._failed.values():
             item.task.live += 1
+        run.scheduler.outbox = [entry for entry in run.scheduler.outbox if not self._was_told(entry)]
         run.scheduler.outbox.extend(self._limited.values())
         for item in sorted(live.values(), key=lambda item: item.order):
             (item.task.queue.rank if item.priority else item.task.queue.put)(item)
@@ -185,6 +187,13 @@ class Recall:
             run._lane_of(feed).feeds.append(feed)
         self._failed, self._limited, self._retries, self._feeds = {}, {}, {}, {}
         self.serve()
+
+    def _was_told(self, entry: Any) -> bool:
+        """Whether the end of a task run was told before: that it was skipped."""
+        if not isinstance(entry, Settled) or entry.status is not SKIPPED:
+            return False
+        entry.task.ended = self._run.clock.now()  # type: ignore[attr-defined]  # it is the driver's
+        return (entry.task.name if entry.run is None else entry.run.id) in self._skipped
 
     def _instant(self, at: float) -> float:
         """Return the instant of the run's clock for a time of the world."""
@@ -252,6 +261,11 @@ class Recall:
         if item is not None and item.task.node is None and path not in self._failed:
             item.task.live -= 1
             self._failed[path] = item
+
+    def _was_settled(self, path: int | None, facts: Any, values: list[Any]) -> None:
+        _, task_id, status, *_ = facts
+        if status == SKIPPED:
+            self._skipped.add(task_id)
 
     def _was_resumed(self, path: int, facts: Any, values: list[Any]) -> None:
         """What had not finished by then has begun anew, so what it had done until then does not count."""
@@ -336,6 +350,7 @@ class Recall:
                 run._results.pop(self._ids.get(need, ""), None)
         if call is not None:
             call.forget()
+            run._call_succeeded(call)
         run._close_list(item)
         if feed is not None:
             self._feeds[item.path] = feed
@@ -394,6 +409,7 @@ STEPS: dict[str, Any] = {
     "append": Recall._was_appended,
     "delete": Recall._was_deleted,
     "resumed": Recall._was_resumed,
+    "settled": Recall._was_settled,
 }
 
 

@@ -317,6 +317,8 @@ class FlowRun(Waiting):
                     self.recall.go_on()
             except BaseException as error:
                 self._end_early(Status.FAILED, error)
+                if self.recall is not None and not self.finished:  # nothing of it is called, nor in a queue
+                    self._finish()
                 raise
             if timeout is not None:
                 self.deadline = self.clock.now() + timeout
@@ -811,7 +813,7 @@ class FlowRun(Waiting):
         self._keep_failures()
         try:
             rows = () if self.record is None or self._status is SUCCESS else self.record.report().tasks.items()
-            others = [(name, str(row.status)) for name, row in rows if row.status is not SUCCESS]
+            others = [(name, str(row.status), row.runs, row.attempt) for name, row in rows if row.status is not SUCCESS]
             self.journal.finish(self._status, None if why is None else ErrorReport.of(why), others)
         except CheckpointError as error:
             if self._error is None:
@@ -1153,7 +1155,7 @@ class FlowRun(Waiting):
     def _quiet(self) -> None:
         """Nothing is under way that could move: the run has ended, or somebody waits in vain."""
         scheduler = self.scheduler
-        if self.finished or (self.recall is not None and self.recall.replaying):
+        if self.finished or (self.recall is not None and self.recall.replaying and not self.stopping):
             return
         if scheduler.done:
             if not self.open:

@@ -115,7 +115,10 @@ class JSONFileStore(MemoryStore):
                 self._seen = None
             try:
                 self._read()
-                kept = self._heads.copy(), {run_id: len(journal) for run_id, journal in self._journals.items()}
+                kept = (
+                    self._heads.copy(),
+                    {run_id: (journal, len(journal)) for run_id, journal in self._journals.items()},
+                )
                 try:
                     yield
                     with self._told():
@@ -127,9 +130,9 @@ class JSONFileStore(MemoryStore):
                 if not any(head.owner == OURS for head in self._heads.values()):
                     self._file_lock.release()
 
-    def _restore(self, heads: dict[str, StoredRun], lengths: dict[str, int]) -> None:
+    def _restore(self, heads: dict[str, StoredRun], journals: dict[str, tuple[list[Entry], int]]) -> None:
         self._heads = heads
-        self._journals = {run_id: self._journals.get(run_id, [])[:length] for run_id, length in lengths.items()}
+        self._journals = {run_id: journal[:length] for run_id, (journal, length) in journals.items()}
         self._seen = None if not self._file_lock.held else self._seen
 
     def _read(self) -> None:
@@ -153,7 +156,7 @@ class JSONFileStore(MemoryStore):
         try:
             content = json.loads(text)
             version, runs = content["millstream"], content["runs"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.path} is no store of Millstream, or is damaged ({error!r}): bring back a copy of it, or give "
                 "the store a path of its own."
@@ -202,5 +205,9 @@ class JSONFileStore(MemoryStore):
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.path} cannot be used as a store: {error}.") from error
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be used as a store ({error}): give it a path where files can be made."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.path} is damaged ({error}): bring back a copy of it.") from error

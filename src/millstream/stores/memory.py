@@ -59,7 +59,7 @@ class MemoryStore(Store):
 
     def finish(self, run_id: str, status: Status, finished_at: float, entries: Sequence[Entry]) -> None:
         with self._lock:
-            self.append(run_id, entries)
+            MemoryStore.append(self, run_id, entries)
             self._heads[run_id] = self._heads[run_id]._replace(status=status, finished_at=finished_at, owner=None)
 
     def release(self, run_id: str) -> None:

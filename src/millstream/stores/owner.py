@@ -5,6 +5,7 @@ May import: the standard library.
 
 from __future__ import annotations
 
+import glob
 import os
 import socket
 from contextlib import suppress
@@ -29,7 +30,7 @@ class OwnerLock:
         self._path, self._process = lock_path(path, self.token), os.getpid()
         self._file: IO[bytes] | None = None
         if fcntl is not None:
-            for left in path.parent.glob(f"{path.name}-owner-*"):
+            for left in path.parent.glob(f"{glob.escape(path.name)}-owner-*"):
                 if not _is_locked(left):  # of a process that was killed
                     with suppress(OSError):
                         left.unlink()

@@ -115,7 +115,10 @@ class JSONSerializer:
         if self._types.get(kind.__name__) is not kind:
             raise UnfitError(shown_path(path), f"is of type {kind.__name__}, which {self._mend(kind)}")
         if isinstance(value, Enum):
-            return {TAG: "enum", "type": kind.__name__, "of": value.name}
+            # A combination of flags is no member; its value says which it has.
+            named = value.name in type(value).__members__
+            of = value.name if named else [self._plain(value.value, (*path, Attribute("value")))]
+            return {TAG: "enum", "type": kind.__name__, "of": of}
         if isinstance(value, tuple):
             parts = [self._plain(each, (*path, n)) for n, each in enumerate(value)]
             return {TAG: "named", "type": kind.__name__, "of": parts}
@@ -150,10 +153,13 @@ class JSONSerializer:
         known = self._types.get(name)
         if known is None:
             raise UnfitError("", f"has a {name} in it, which the store was not told of: types=[{name}]")
+        fits = issubclass(known, Enum) if kind == "enum" else is_named_tuple(known) if kind == "named" else True
+        if not fits or (kind == "object" and not dataclasses.is_dataclass(known)):
+            raise UnfitError("", f"has a {name} in it that was written as something else than it is now")
         if kind == "enum":
-            return known[of]  # type: ignore[index]
+            return known[of] if isinstance(of, str) else known(of[0])  # type: ignore[index]
         if kind == "named":
-            return known(*of)
+            return known._make(of)  # type: ignore[attr-defined]
         value: Any = object.__new__(known)
         for field in dataclasses.fields(known):
             if field.name in of:

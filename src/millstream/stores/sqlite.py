@@ -67,16 +67,18 @@ class Files:
 
     def __init__(self) -> None:
         self.connection: sqlite3.Connection | None = None
+        self.nothing: sqlite3.Connection | None = None  #: an empty store, for one that is not there yet
         self.owner: OwnerLock | None = None
         self.process = os.getpid()  #: whose they are
 
     def close(self) -> None:
         """Close it, unless it is that of the process that this one was forked from."""
-        connection, self.connection = self.connection, None
+        connections, self.connection, self.nothing = (self.connection, self.nothing), None, None
         owner, self.owner = self.owner, None
         if self.process == os.getpid():
-            if connection is not None:
-                connection.close()
+            for connection in connections:
+                if connection is not None:
+                    connection.close()
             if owner is not None:
                 owner.release()
 
@@ -174,7 +176,7 @@ class SQLiteStore(Store):
             except BaseException as error:
                 if db is not None and db.in_transaction:
                     db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error | OSError):
+                if isinstance(error, sqlite3.Error | OSError | ValueError | TypeError | AttributeError):
                     with self._told():
                         raise
                 raise
@@ -360,7 +362,11 @@ class SQLiteStore(Store):
         except sqlite3.Error as error:
             raise CheckpointError(f"{self.path}: {_told_of(error)}") from error
         except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be used as a store: {error}.") from error
+            raise CheckpointError(
+                f"{self.path} cannot be used as a store ({error}): give it a path where files can be made."
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:  # what SQLite itself does not notice
+            raise CheckpointError(f"{self.path} is damaged ({error}): bring back a copy of it.") from error
 
     def _open(self, *, make: bool) -> sqlite3.Connection:
         if self._files.process != os.getpid():  # after a fork nothing of the parent's may be touched, nor closed
@@ -375,7 +381,9 @@ class SQLiteStore(Store):
             raise CheckpointError(f"{self.path} cannot be written: it is read-only.")
         empty = not self.path.exists() or self.path.stat().st_size == 0
         if empty and not make:
-            return _nothing()
+            if self._files.nothing is None:
+                self._files.nothing = _nothing()
+            return self._files.nothing
         version = 0
         if not empty:
             version = self._checked()
@@ -399,7 +407,11 @@ class SQLiteStore(Store):
 
     def _connect(self, how: str) -> sqlite3.Connection:
         return sqlite3.connect(
-            f"file:{quote(str(self.path))}?{how}", PATIENCE, uri=True, check_same_thread=False, isolation_level=None
+            f"file:{quote(str(self.path))}?{how}",
+            timeout=PATIENCE,
+            uri=True,
+            check_same_thread=False,
+            isolation_level=None,
         )
 
     def _checked(self) -> int:
