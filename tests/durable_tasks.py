@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from random import Random
 from typing import Any, NamedTuple
 
 from millstream import Context, Flow, JSONFileStore, NextTask, SQLiteStore, Status, TaskOutput, current_task, task
@@ -308,6 +309,23 @@ def generator(flow):
     flow.add_task("subtotal", ended)
 
 
+def flaky_source():
+    note()
+    for n in range(3):
+        if n == 2 and current_task().attempt < 3:
+            raise ConnectionError("try again")
+        yield NextTask("part", {"n": n}, spawn_another=True)
+    return "source"
+
+
+@shape("both")
+def retried_generator(flow):
+    flow.add_task("both", both)
+    flow.add_task("source", flaky_source, retries=2)
+    flow.add_task("part", part)
+    flow.add_task("subtotal", ended)
+
+
 async def asource():
     note()
     for n in range(3):
@@ -539,6 +557,83 @@ def coroutines(flow):
     flow.add_task("agroup", agroup)
     flow.add_task("apart", apart)
     flow.add_task("aclose", aclose)
+
+
+# ---- any flow -------------------------------------------------------------------------------------
+
+
+def plan_of(random: Random, depth: int = 3) -> dict[str, Any]:
+    """Return what a task run of a random flow does: how it asks for which others, and how often it fails before."""
+    kids = [plan_of(random, depth - 1) for _ in range(random.randrange(4))] if depth else []
+    return {
+        "task": random.choice(["lists", "lists", "pulls", "yields", "awaits", "narrows", "uses"]),
+        "mark": random.randrange(1000),
+        "kids": kids,
+        "joins": bool(kids) and random.random() < 0.5,
+        "fails": random.choice([0, 0, 0, 1, 2]),
+    }
+
+
+def asked(plan: dict[str, Any]) -> list[NextTask]:
+    """Return what a plan asks for; joins first, as a list that is pulled needs it."""
+    joins = [NextTask("gathers", {"mark": plan["mark"]}, True, join=True)] if plan["joins"] else []
+    return [*joins, *(NextTask(kid["task"], {"plan": kid}, spawn_another=True) for kid in plan["kids"])]
+
+
+def tries(plan: dict[str, Any], ctx: Context) -> int:
+    note()
+    ctx.append("begun", (plan["mark"], current_task().attempt))
+    if current_task().attempt <= plan["fails"]:
+        raise ConnectionError("try again")
+    ctx.append("passed", plan["mark"])
+    return int(plan["mark"])
+
+
+def lists(plan, ctx):
+    return TaskOutput(tries(plan, ctx), asked(plan))
+
+
+def pulls(plan, ctx):
+    return TaskOutput(tries(plan, ctx), iter(asked(plan)))
+
+
+def yields(plan, ctx):
+    note()
+    for place, request in enumerate(asked(plan)):
+        if place and current_task().attempt <= plan["fails"]:
+            raise ConnectionError("try again")
+        yield request
+        ctx.append("yielded", (plan["mark"], place))
+    return plan["mark"]
+
+
+async def awaits(plan, ctx):
+    return lists(plan, ctx)
+
+
+def gathers(mark, upstream, ctx):
+    note()
+    ctx.append("gathered", mark)
+    return sum(each for each in upstream if each is not None)
+
+
+def build_any(flow):
+    for fn in (lists, pulls, yields, awaits):
+        flow.add_task(fn.__name__, fn, retries=2)
+    flow.add_task("narrows", lists, retries=2, max_parallel=1)
+    flow.add_task("uses", lists, retries=2, uses=["limit"])
+    flow.add_task("gathers", gathers)
+
+
+def any_shape(random: Random) -> Shape:
+    """Return a random flow."""
+    return Shape(
+        build_any,
+        "lists",
+        {"plan": plan_of(random)},
+        {"limits": {"limit": 1}, "max_parallel": random.choice([None, 1, 3])},
+        {},
+    )
 
 
 # ---- the program ----------------------------------------------------------------------------------

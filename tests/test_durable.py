@@ -53,10 +53,11 @@ from millstream import (
 )
 from millstream.stores.base import Entry
 from tests.conftest import WATCHDOG, VirtualClock, engine_threads, executors, set_clock, until, wait_for
-from tests.durable_tasks import CALLS, SHAPES, begin, flow_of, load, open_store
+from tests.durable_tasks import CALLS, SHAPES, any_shape, begin, flow_of, load, open_store
 
 executor = executors(("inline", "thread", "asyncio"))
 on_inline = pytest.mark.parametrize("executor", ["inline"], indirect=True)
+ANY_FLOWS = int(os.environ.get("MILLSTREAM_FLOWS", "40"))  #: how many random flows are tried
 each_shape = pytest.mark.parametrize("name", SHAPES)
 
 
@@ -204,6 +205,26 @@ def test_a_run_goes_on_in_threads_and_on_loops(name, kind):
     whole = play(name, kind, tape, max_workers=2)
     for store in random_.choices(tape.cuts(), k=4):
         assert go_on(name, kind, store, max_workers=2).results == whole.results
+
+
+@pytest.mark.parametrize("seed", range(ANY_FLOWS))
+def test_any_flow_goes_on(seed, monkeypatch):
+    """Random flows that stop at random moments, several times, give what they give undisturbed."""
+    random_ = random.Random(seed)
+    monkeypatch.setitem(SHAPES, "any", any_shape(random_))
+    tape = Tape(sync="group")
+    whole = play("any", "inline", tape)
+    for kind in ("inline", "inline", "thread"):
+        store, stop = tape, 1
+        for _ in range(4):
+            if store.length() <= stop:
+                break
+            stop = random_.randrange(stop, store.length())
+            store = store.cut(stop)
+            rest = store.cut(stop)
+            played = go_on("any", kind, rest)
+            assert (played.results, played.values, played.paths) == (whole.results, whole.values, whole.paths)
+            store = rest
 
 
 @pytest.fixture(scope="module")

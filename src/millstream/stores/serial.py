@@ -21,7 +21,7 @@ from fractions import Fraction
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-SCALARS = frozenset({type(None), bool, int, float, str})
+SCALARS = frozenset({type(None), bool, int, float})
 
 #: The key that marks an object which stands for something else.
 TAG = "$"
@@ -88,12 +88,12 @@ class JSONSerializer:
     def _plain(self, value: Any, path: tuple[Any, ...]) -> Any:
         """Return a value as what JSON has words for."""
         kind = type(value)
-        if kind in SCALARS:
+        if kind in SCALARS or (kind is str and is_text(value)):
             return value
         if kind is list:
             return [each if type(each) in SCALARS else self._plain(each, (*path, n)) for n, each in enumerate(value)]
         if kind is dict:
-            if all(type(key) is str for key in value) and TAG not in value:
+            if all(type(key) is str and is_text(key) for key in value) and TAG not in value:
                 return {
                     key: each if type(each) in SCALARS else self._plain(each, (*path, key))
                     for key, each in value.items()
@@ -262,6 +262,17 @@ def shown_path(path: Iterable[Any]) -> str:
     return "".join(f".{step}" if isinstance(step, Attribute) else f"[{step!r:.60}]" for step in path)
 
 
+def is_text(value: str) -> bool:
+    """Whether a string has nothing but characters: JSON makes one character of two surrogates."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_named_tuple(kind: type) -> bool:
     """Whether a class was made by ``namedtuple`` or ``NamedTuple``."""
     return issubclass(kind, tuple) and hasattr(kind, "_fields")
@@ -292,6 +303,7 @@ Written = tuple[str, Any]
 Writer = Callable[[Any, tuple[Any, ...]], Written]
 
 WRITERS: dict[type, Writer] = {
+    str: lambda value, _: ("str", base64.b64encode(value.encode("utf-8", "surrogatepass")).decode("ascii")),
     bytes: lambda value, _: ("bytes", base64.b64encode(value).decode("ascii")),
     bytearray: lambda value, _: ("bytearray", base64.b64encode(value).decode("ascii")),
     datetime: lambda value, path: ("datetime", [value.replace(tzinfo=None).isoformat(), zone(value, path), value.fold]),
@@ -308,6 +320,7 @@ WRITERS: dict[type, Writer] = {
 
 READERS: dict[str, Callable[[Any], Any]] = {
     "dict": lambda of: {key: value for key, value in of},  # noqa: C416 - they are lists
+    "str": lambda of: base64.b64decode(of, validate=True).decode("utf-8", "surrogatepass"),
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
