@@ -594,6 +594,7 @@ def test_r17_a_deadlock_is_found_out(flow, one_at_a_time):
     with Flow(one_at_a_time) as other:
         for each in (flow, other):
             with_tasks(each, tasks.hen, tasks.egg)
+            run_one(each, tasks.nothing)  # it is connected, and a worker is there
             began = time.monotonic()
             with pytest.raises(DeadlockError) as caught:
                 run(each, ["hen", "egg"])
