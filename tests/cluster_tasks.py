@@ -99,6 +99,12 @@ def in_threads(function: Any) -> None:
 # ---- the context ----------------------------------------------------------------------------------
 
 
+def say_and_get(ctx: Context, says: str, key: str) -> Any:
+    """Say that it is about to wait for a key, and do so."""
+    ctx[says] = True
+    return ctx.get(key)
+
+
 def get_and_set(ctx: Context, wants: str, gives: str) -> str:
     """Wait for one key, then set another."""
     value = ctx.get(wants)

@@ -581,23 +581,27 @@ def test_a_value_from_outside(flow):
 
 def test_r17_a_key_that_nobody_can_set(flow):
     """``get`` of such a key raises ``ContextKeyError`` within a second, and says who waited."""
+    flow.add_task("get_key", functools.partial(jobs.say_and_get, says="waits", key="nowhere"))
+    flow_run = flow.start("get_key")
+    until(lambda: "waits" in flow_run.context)
     began = time.monotonic()
-    with_tasks(flow, tasks.get_key)
     with pytest.raises(ContextKeyError, match="Key nowhere not found in context") as caught:
-        run(flow, "get_key", {"key": "nowhere"})
-    assert "get_key" in str(caught.value)
+        flow_run.result(WATCHDOG)
     assert time.monotonic() - began < SECOND
+    assert "get_key" in str(caught.value)
 
 
 def test_r17_a_deadlock_is_found_out(flow, one_at_a_time):
     """Two jobs that wait for each other raise ``DeadlockError`` with the names of both, within a second."""
     with Flow(one_at_a_time) as other:
         for each in (flow, other):
-            with_tasks(each, tasks.hen, tasks.egg)
-            run_one(each, tasks.nothing)  # it is connected, and a worker is there
+            each.add_task("hen", functools.partial(jobs.say_and_get, says="hen waits", key="egg"))
+            each.add_task("egg", functools.partial(jobs.say_and_get, says="egg waits", key="hen"))
+            flow_run = each.start(["hen", "egg"])
+            until(lambda context=flow_run.context: "hen waits" in context and "egg waits" in context)
             began = time.monotonic()
             with pytest.raises(DeadlockError) as caught:
-                run(each, ["hen", "egg"])
+                flow_run.result(WATCHDOG)
             assert time.monotonic() - began < SECOND
             assert "hen waits for 'egg'" in str(caught.value)
             assert "egg waits for 'hen'" in str(caught.value)

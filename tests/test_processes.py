@@ -978,9 +978,9 @@ def test_r15_tasks_wait_in_processes_that_are_to_be_replaced(calls):
 
 def test_r29_a_timeout_begins_with_the_call():
     """Neither the start of a process nor the wait for a place counts for a timeout."""
-    with ProcessExecutor(1, initializer=time.sleep, initargs=(0.4,)) as executor, Flow(executor) as flow:
-        flow.add_task("spin", tasks.spin, timeout=0.3)
-        requests = [NextTask("spin", {"seconds": 0.02, "n": n}, spawn_another=True) for n in range(20)]
+    with ProcessExecutor(1, initializer=time.sleep, initargs=(1.2,)) as executor, Flow(executor) as flow:
+        flow.add_task("spin", tasks.spin, timeout=1.0)  # a busy machine may take many times the 60 ms of a call
+        requests = [NextTask("spin", {"seconds": 0.06, "n": n}, spawn_another=True) for n in range(20)]
         flow.add_task("split", lambda: requests, executor="thread")
         assert sorted(run(flow, "split").values()) == [*range(20)]
 
