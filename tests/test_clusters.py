@@ -1058,8 +1058,6 @@ def test_r36_a_flow_that_is_closed_leaves_the_executor_open(cluster):
 
 def test_r36_an_executor_that_nobody_closes_is_collected(cluster):
     """An executor that is garbage leaves no thread."""
-    if cluster.kind == "dask":
-        pytest.skip("open: under load an executor of Dask that nobody closed may be kept for longer than we wait")
     before = engine_threads()
     executor = cluster.another()
     with Flow(executor) as flow:

@@ -5,6 +5,7 @@ May import: base, places, remote.cluster, task, errors.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -62,7 +63,8 @@ class ClusterExecutor(Executor):
             if self._closed:
                 raise FlowClosedError(repr(self))
             if self._cluster is None:
-                self._cluster = self._connect()
+                # What a client keeps for its callbacks must not have this flow, and so us, among its variables.
+                self._cluster = contextvars.Context().run(self._connect)
                 end_with(self, partial(_shut_down, self._places, self._cluster, wait=False))
             places = self._places.get(key)
             if places is None:

@@ -158,7 +158,7 @@ class DaskCluster(Cluster):
         self._client.register_plugin(MailPlugin(self._name))
         self._client.wait_for_workers(1, timeout=30)
         workers = self._workers().values()
-        ours = os.getpid(), self._client.run(os.getpid)
+        ours = os.getpid(), self._client.run(os.getpid, on_error="ignore")
         self.kills = all(worker["nanny"] for worker in workers) and ours[0] not in ours[1].values()
 
     def _workers(self) -> dict[str, Any]:

@@ -509,7 +509,11 @@ class RemotePlaces(Places):
         if not enough:
             wire = link.further(channel)
             with self._lock:
-                link.free.append(Channel(link, wire))
+                enough = bool(link.free)  # meanwhile another one was put back: a second would never be closed
+                if not enough:
+                    link.free.append(Channel(link, wire))
+            if enough:
+                wire.close()
         elif lent:
             link.will_wait(channel)
 

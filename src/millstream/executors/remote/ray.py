@@ -157,7 +157,14 @@ class RayCluster(Cluster):
         self._check()
         reference = getattr(self._box, method).remote(*args)
         try:
-            return ray.get(reference) if wait else None
+            if not wait:
+                return None
+            future = reference.future()
+            while True:  # nothing tells who waits that Ray was shut down in this process, so that is asked
+                try:
+                    return future.result(1.0)
+                except TimeoutError:
+                    self._check()
         except SystemExit as error:  # of Ray, in a thread that waits while it is shut down
             raise ConnectionError("Ray was shut down") from error
 
