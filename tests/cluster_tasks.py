@@ -145,6 +145,10 @@ def overlap(log: str, n: int) -> tuple[float, float, int]:
     return began, time.monotonic(), os.getpid()
 
 
+def says() -> None:
+    current_task().logger.warning("said")
+
+
 def until_told_or_stopped(log: str, ctx: Context) -> str:
     """End when it is told to, and say so where it can be read when nobody hears of it any more."""
     ctx["pid"] = os.getpid()

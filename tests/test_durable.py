@@ -45,6 +45,7 @@ from millstream import (
     StoredRun,
     TaskNotFoundError,
     TaskOutput,
+    TaskRunLimitError,
     TaskTimeoutError,
     UnknownRunError,
     current_task,
@@ -209,10 +210,9 @@ def test_a_run_goes_on_in_threads_and_on_loops(name, kind):
 
 #: Flows in which a generator asks for a join, fails, and asks again: its attempts are told apart only when it is
 #: there in time, so a resume may miss one of the joins.
-merged = pytest.mark.xfail(strict=False, reason="what several attempts of a generator ask for may become one list")
 
 
-@pytest.mark.parametrize("seed", [pytest.param(n, marks=merged) if n in (5, 7, 27) else n for n in range(ANY_FLOWS)])
+@pytest.mark.parametrize("seed", range(ANY_FLOWS))
 def test_any_flow_goes_on(seed, monkeypatch):
     """Random flows that stop at random moments, several times, give what they give undisturbed."""
     random_ = random.Random(seed)
@@ -477,6 +477,71 @@ def test_what_is_left_starts_in_the_order_of_its_priority():
     for count, store in enumerate(tape.cuts()):
         go_on("parallel", "inline", store)
         assert [call.split()[1] for call in CALLS] == order[count:]
+
+
+def test_what_ran_after_a_failure_is_found():
+    """Under on_error="continue" a task that had failed, and was asked for again, keeps what it gave then."""
+    store, trouble, calls = MemoryStore(), Trouble({"again 1"}), []
+
+    def begin():
+        return TaskOutput(1, [NextTask("again", {"n": 1}), NextTask("asks")])
+
+    def again(n):
+        calls.append(f"again {n}")
+        trouble.strikes(f"again {n}")
+        return TaskOutput(n, [NextTask("child", {"n": n}, spawn_another=True)])
+
+    def asks():
+        calls.append("asks")
+        return NextTask("again", {"n": 2})
+
+    def child(n):
+        calls.append(f"child {n}")
+        return n
+
+    flow = flow_with(store, begin, again, asks, child, on_error="continue")
+    assert flow.run("begin", run_id="r") == {"child": 2}
+    assert calls == ["again 1", "asks", "again 2", "child 2"]
+    calls.clear()
+    trouble.clear()
+    assert sorted(flow.resume("r").values()) == [1, 2]
+    assert calls == ["again 1", "child 1"]
+
+
+def test_task_runs_count_over_all_processes():
+    """max_task_runs bounds the whole run; with a higher bound it goes on."""
+    store = MemoryStore()
+
+    def chain(n=0):
+        return TaskOutput(n, [NextTask("chain", {"n": n + 1})] if n < 9 else [])
+
+    with pytest.raises(TaskRunLimitError):
+        flow_with(store, chain, max_task_runs=5).run(run_id="r")
+    assert len(finished(store)) == 4
+    with pytest.raises(TaskRunLimitError):
+        flow_with(store, chain, max_task_runs=5).resume("r")
+    assert flow_with(store, chain, max_task_runs=10).resume("r") == {"chain": 9}
+    assert len(finished(store)) == 10
+
+
+def test_runs_at_once_share_a_store(reopen):
+    """Several runs of several flows, in several threads, are kept in one store, each for itself."""
+    store, names, flows = reopen(), ["chain", "joins", "pulled", "generator"], []
+    runs = {}
+    for turn in range(2):
+        for name in names:
+            flow = flow_of(name, "thread", store, max_workers=2)
+            flows.append(flow)
+            runs[f"{name}{turn}"] = name, begin(flow, name, f"{name}{turn}", "start")
+    results = {run_id: normal(run.result(WATCHDOG)) for run_id, (_, run) in runs.items()}
+    for flow in flows:
+        flow.close()
+    store = reopen()
+    for run_id, (name, _) in runs.items():
+        CALLS.clear()
+        with flow_of(name, "inline", store) as flow:
+            assert normal(flow.resume(run_id)) == results[run_id]
+        assert not CALLS
 
 
 # ---- lists that are pulled, generators ----------------------------------------------------------
@@ -2044,6 +2109,44 @@ def test_limits_hold_for_what_runs_again():
         assert most == {"db": 1}
         assert len(flow.run("begin")) == 8, "the limits were given back"
     assert most == {"db": 1}
+
+
+@pytest.mark.parametrize("seed", range(ANY_FLOWS // 2))
+def test_any_flow_begins_again_anywhere(seed, monkeypatch):
+    """Whichever task of a random flow runs again, with all that came after it the run gives the same once more."""
+    shape = any_shape(random.Random(1000 + seed))
+    monkeypatch.setitem(SHAPES, "any", shape._replace(options={"limits": {"limit": 1}}))
+    tape = Tape()
+    whole = play("any", "inline", tape)
+    keys = defaultdict(set)
+    for call in CALLS:
+        keys[call.split()[0]].add(call.split()[1])
+    for name in keys:
+        CALLS.clear()
+        with flow_of("any", "inline", tape) as flow:
+            assert normal(flow.resume("r", from_tasks=[name], timeout=WATCHDOG)) == whole.results
+            assert values_of(flow.context, flow) == whole.values
+            done = finished(tape, flow.report().run_id)
+        assert sorted(done) == sorted(whole.paths)
+        assert keys[name] <= {call.split()[1] for call in CALLS}
+
+
+def test_what_had_waited_for_a_limit_and_a_worker_holds_up_nothing():
+    """With max_parallel and a limit, a run that is begun again somewhere goes on to its end."""
+
+    def begin():
+        return [NextTask("limited", {"n": 1}, spawn_another=True), NextTask("free")]
+
+    def limited(n):
+        return TaskOutput(n, [NextTask("limited", {"n": 2}, spawn_another=True)] if n == 1 else [])
+
+    def free():
+        return "free"
+
+    flow = flow_with(MemoryStore(), begin, free, max_parallel=1, limits={"db": 1})
+    flow.add_task("limited", limited, uses=["db"])
+    want = flow.run("begin", run_id="r")
+    assert flow.resume("r", from_tasks=["free"], timeout=WATCHDOG) == want
 
 
 def test_from_tasks_of_what_cannot_run_again():

@@ -180,6 +180,18 @@ def test_a_worker_in_this_process_is_not_killed(tmp_path):
         assert run_one(flow, tasks.process_id) == os.getpid()
 
 
+def test_the_log_of_a_worker_in_this_process_is_written_once(caplog, capfd):
+    """With a Dask worker in a thread of this process a log record comes once, and loggers are as before."""
+    logger = logging.getLogger("millstream")
+    handlers = list(logger.handlers)
+    with local_dask(n_workers=1, processes=False) as client, DaskExecutor(client) as executor, Flow(executor) as flow:
+        flow.add_task("says", jobs.says)
+        run(flow, "says")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("millstream")] == ["said"]
+    assert logger.handlers == handlers
+    assert capfd.readouterr().err == ""
+
+
 def test_a_dask_cluster_that_ends_ends_the_run():
     """When the cluster of a client is closed while a job is under way, the run raises within seconds."""
     with local_dask(n_workers=1) as client, DaskExecutor(client) as executor, Flow(executor) as flow:

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millstream.engine.journal import Journal, Reader
 from millstream.engine.lane import Feed
 from millstream.engine.ready import Ready
-from millstream.engine.states import SKIPPED, Call, Coalesced, Place, Scope, Settled, TaskRun
+from millstream.engine.states import SKIPPED, Call, Coalesced, Place, Scope, Settled
 from millstream.errors import CheckpointError, FlowError
 from millstream.stores.base import Entry
 from millstream.values import NextTask
@@ -42,6 +42,14 @@ class Finished:
         self.values = values  #: its output, then the inputs of its requests
 
 
+class Tried(NamedTuple):
+    """An attempt that has failed, as its entry says."""
+
+    attempt: int
+    due: float  #: the time of the next one
+    asked: Sequence[NextTask]  #: by a generator task
+
+
 class Recall:
     """Puts the journal of a run into that run again.
 
@@ -54,13 +62,12 @@ class Recall:
     def __init__(self, run: FlowRun, reader: Reader, entries: Iterable[Entry]) -> None:
         self._run, self._reader, self._entries = run, reader, entries
         self._live: dict[int, Any] = {}  # what the scheduler has made and nobody calls yet, by path
-        self._limited: dict[int, Any] = {}  # made, and wait for the limits that they use
         self._known: dict[int, Finished] = {}
-        self._tried: dict[int, tuple[int, float]] = {}  # not made yet, and had failed: the next attempt, and its time
+        self._tried: dict[int, deque[Tried]] = {}  # attempts that have failed of those that are not made yet
         self._waiting: deque[Any] = deque()  # made, and known or tried
         self._retries: dict[int, tuple[Any, float]] = {}  # attempts that wait, and until when
         self._failed: dict[int, Any] = {}  # had failed, and run again: meanwhile nothing coalesces with them
-        self._asked: dict[int, list[NextTask]] = {}  # by generator tasks
+        self._asked: dict[int, list[NextTask]] = {}  # by generator tasks, in the attempt that is under way
         self._pulled: dict[int, tuple[int, bool]] = {}  # from lists of those that are only known: how many, and if all
         self._feeds: dict[int, Feed] = {}
         self._finished: set[int] = set()
@@ -89,11 +96,19 @@ class Recall:
         """Finish what is known."""
         while self._waiting:
             item = self._waiting.popleft()
-            found = self._known.pop(item.path, None)
-            if found is not None:
-                self._finish(item, found)
+            tried = self._tried.get(item.path)
+            if tried is None:
+                self._finish(item, self._known.pop(item.path))
+                continue
+            again, due = self._next_attempt(item, tried.popleft())
+            if not tried:
+                del self._tried[item.path]
+            if tried or item.path in self._known:
+                self._run.scheduler.due(again)
+            elif self.replaying:
+                self._retries[item.path] = again, due
             else:
-                self._try_again(item, *self._tried.pop(item.path))
+                self._run._delay(again, self._instant(due))
 
     def check_call(self, name: str, path: int, digest: str | None) -> None:
         """Refuse a submitted call when another one had finished in its place.
@@ -148,18 +163,12 @@ class Recall:
             if not scheduler.outbox:
                 break
             said, scheduler.outbox = scheduler.outbox, []
-            for entry in said:
-                if isinstance(entry, TaskRun):
-                    self._limited[entry.path] = entry
-                    if self.is_done(entry):
-                        scheduler.granted(self._limited.pop(entry.path))
-                elif not isinstance(entry, Coalesced):
-                    kept.append(entry)
+            kept.extend(entry for entry in said if not isinstance(entry, Coalesced))
         scheduler.outbox = kept
 
     def is_done(self, item: Any) -> bool:
-        """Whether a task run will not be called: it needs no limits then."""
-        return item.path in self._known
+        """Whether this attempt of a task run will not be called: it needs no limits then."""
+        return item.path in self._known or item.path in self._tried
 
     def set(self, key: str, value: Any) -> None:
         """A value comes from outside, for those that wait for it.
@@ -178,14 +187,12 @@ class Recall:
         for item in self._failed.values():
             item.task.live += 1
         run.scheduler.outbox = [entry for entry in run.scheduler.outbox if not self._was_told(entry)]
-        run.scheduler.outbox.extend(self._limited.values())
-        for item in sorted(live.values(), key=lambda item: item.order):
-            (item.task.queue.rank if item.priority else item.task.queue.put)(item)
+        run.scheduler.close_gates(sorted(live.values(), key=lambda item: item.order))
         for item, due in self._retries.values():
             run._delay(item, self._instant(due))
         for feed in self._feeds.values():
             run._lane_of(feed).feeds.append(feed)
-        self._failed, self._limited, self._retries, self._feeds = {}, {}, {}, {}
+        self._failed, self._retries, self._feeds = {}, {}, {}
         self.serve()
 
     def _was_told(self, entry: Any) -> bool:
@@ -207,7 +214,6 @@ class Recall:
         if found.place is None:
             self._run.context._values[found.name] = values[0]
             self._appended.pop(found.name, None)
-        self._tried.pop(path, None)
         item = self._take(path)
         if item is None:
             self._known[path] = found
@@ -221,8 +227,6 @@ class Recall:
         if waiting is not None:
             scheduler.due(waiting[0])
             self._sort_out()
-        if path in self._limited:
-            scheduler.granted(self._limited.pop(path))
         failed = self._failed.pop(path, None)
         if failed is not None:
             failed.task.live += 1
@@ -234,26 +238,21 @@ class Recall:
         for owners in self._appended.values():
             owners[:] = [None if owner == path else owner for owner in owners]
         self._emitted.pop(path, None)  # they count anew
+        tried = Tried(attempt, due, self._asked.pop(path, ()))
         item = self._take(path)
         if item is None:
-            self._tried[path] = attempt + 1, due
+            self._tried.setdefault(path, deque()).append(tried)
         else:
-            self._retries[path] = self._next_attempt(item, attempt + 1), due
+            self._retries[path] = self._next_attempt(item, tried)
 
-    def _next_attempt(self, item: Any, attempt: int) -> Any:
+    def _next_attempt(self, item: Any, tried: Tried) -> tuple[Any, float]:
+        """Return the one that comes after an attempt that has failed, and its time."""
         item.begin()
-        self._ask(item)
+        self._ask(item, tried.asked)
         again = self._run.scheduler.retry(item)
-        again.attempt = attempt
+        again.attempt = tried.attempt + 1
         self._run._close_list(item)
-        return again
-
-    def _try_again(self, item: Any, attempt: int, due: float) -> None:
-        again = self._next_attempt(item, attempt)
-        if self.replaying:
-            self._retries[item.path] = again, due
-        else:
-            self._run._delay(again, self._instant(due))
+        return again, tried.due
 
     def _has_failed(self, path: int, facts: Any, values: list[Any]) -> None:
         """It runs again. But who asked for its task after it had failed has asked for another task run."""
@@ -326,7 +325,7 @@ class Recall:
         if found.began is not None and task.began is None:
             task.began = self._instant(found.began)
         task.output, task.ended = output, self._instant(found.ended)
-        self._ask(item)
+        self._ask(item, self._asked.pop(item.path, ()))
         requests: Any = None
         feed = None
         for place in range(1, (found.calls or 0) + 1):
@@ -365,10 +364,10 @@ class Recall:
             if outputs is not None:
                 run.settle(parent, outputs, None, None)
 
-    def _ask(self, item: Any) -> None:
-        """A generator task made its requests while it went on."""
+    def _ask(self, item: Any, requests: Iterable[NextTask]) -> None:
+        """A generator task made these requests while it went on."""
         run, scheduler = self._run, self._run.scheduler
-        for request in self._asked.pop(item.path, ()):
+        for request in requests:
             scope = run._growing.get(item)
             if scope is None:
                 scheduler.check((request,))

@@ -703,7 +703,7 @@ class FlowRun(Waiting):
         """It goes on from a journal, and has not begun; see ``Recall``. ``keys`` are those of its scheduler."""
         from millstream.engine.recall import Recall
 
-        self.scheduler.keys = keys
+        self.scheduler.keys, self.scheduler.recalls = keys, True
         self.recall = Recall(self, reader, entries)
 
     def _settle_durably(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> None:
@@ -1014,8 +1014,9 @@ class FlowRun(Waiting):
         """Send for workers wherever there is more ready than they will take."""
         if self.recall is not None:
             self.recall.serve()
-            if self.scheduler.outbox:
+            while self.scheduler.outbox:
                 self._see_to_outbox()
+                self.recall.serve()
         for each in self._lanes.values():
             if each.feeds or len(each.ready):
                 self._send_for(each, each is lane)

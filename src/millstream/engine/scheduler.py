@@ -112,6 +112,7 @@ class Scheduler:
         self.feeds = 0  #: lists that still grow
         self.scheduled = 0  #: task runs made so far
         self.stopped = False
+        self.recalls = False  #: what a run has done before is put in again: meanwhile all gates are open
         #: What the driver has to see to: task runs that want the limits they use (``granted`` is the
         #: answer), what ended without a worker, what coalesced, and an edge beyond ``max_task_runs``.
         self.outbox: list[TaskRun | Settled | Coalesced | TaskRunLimitError] = []
@@ -290,6 +291,16 @@ class Scheduler:
             self.delayed.discard(run)
             self._pass(run)
             self._work_off()
+
+    def close_gates(self, ready: Iterable[TaskRun]) -> None:
+        """Everything that had been done before is put in: what is ready by then passes the gates."""
+        self.recalls = False
+        for run in ready:
+            self.under_way -= 1
+            if run.task.terms.gated:
+                run.task.busy -= 1
+            self._pass(run)
+        self._work_off()
 
     def granted(self, run: TaskRun) -> bool:
         """A task run has the limits that it uses; False when it was cancelled meanwhile."""
@@ -745,7 +756,11 @@ class Scheduler:
     def _pass(self, run: TaskRun) -> None:
         """A task run waits for nothing but the gates: its task's, the limits, the run's."""
         task = run.task
-        if not task.terms.gated:
+        if self.recalls:
+            if task.terms.gated:
+                task.busy += 1
+            self._stand_in_line(run)
+        elif not task.terms.gated:
             self._dispatch(run)
         elif task.terms.max_parallel is None:
             self._let_on(run)

@@ -23,6 +23,9 @@ from millstream.executors.remote.cluster import Cluster
 from millstream.executors.remote.mail import WELL, Mailbox, MailHome, do_job, join_all
 from millstream.executors.remote.worker import send_log
 
+#: Names of the connections of this process, whose workers may be threads in it: their log needs no way home.
+_connections: set[str] = set()
+
 #: Frames from this size on are scattered, in bytes: the scheduler is not made to carry more.
 LARGE = 1 << 20
 
@@ -128,7 +131,8 @@ def job(frame: bytes, number: int, name: str, level: int) -> None:
 
     if not call("begin", number, address=worker.address, process=os.getpid()):
         raise FlowError(f"Job {number} of {name} is not to begin: it has begun before, or was given up.")
-    send_log(level)
+    if name not in _connections:
+        send_log(level)
     rest = do_job(frame, MailHome(number, ask, told, cloudpickle.dumps, waits, join))
     worker.loop.add_callback(worker.batched_stream.send, {"op": f"{name}-done", "job": number, "frame": rest})
 
@@ -154,6 +158,7 @@ class DaskCluster(Cluster):
             raise FlowError(f"There is no Dask scheduler at {given}: {error}.") from error
         self._client = given
         self._name = f"millstream-{os.getpid()}-{os.urandom(6).hex()}"
+        _connections.add(self._name)
         self._level = logging.getLogger("millstream").level
         self._client.register_plugin(MailPlugin(self._name))
         self._client.wait_for_workers(1, timeout=30)
@@ -220,6 +225,7 @@ class DaskCluster(Cluster):
         return answer
 
     def disconnect(self) -> None:
+        _connections.discard(self._name)
         try:
             self._client.unregister_scheduler_plugin(self._name)
             self._client.run_on_scheduler(remove_handlers, self._name)

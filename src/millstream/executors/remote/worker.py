@@ -579,13 +579,21 @@ class RemoteContext(Context[Any]):
 
 
 class LogHome(logging.Handler):
-    """Sends log records of tasks to the parent, where they are handled as if they were made there."""
+    """Sends log records of tasks to the parent, where they are handled as if they were made there.
+
+    Args:
+        otherwise: what handles the records of other code, or ``None``.
+    """
+
+    def __init__(self, otherwise: logging.Handler | None = None) -> None:
+        super().__init__()
+        self._otherwise = otherwise
 
     def emit(self, record: logging.LogRecord) -> None:
         run = current_run.get()
         if not isinstance(run, RemoteRun) or run.over:
-            if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
-                logging.lastResort.handle(record)  # as without this handler
+            if self._otherwise is not None and record.levelno >= self._otherwise.level:
+                self._otherwise.handle(record)
             return
         try:
             run.send("log", record.levelno, portable(record))
@@ -642,7 +650,7 @@ def main(sock: socket.socket, initializer: Callable[..., object] | None, initarg
     end_with_parent()
     root = logging.getLogger()
     if not root.handlers:  # else the program has set up its logging here as well
-        root.addHandler(LogHome())
+        root.addHandler(LogHome(otherwise=logging.lastResort))  # as without this handler
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     wire = Wire(sock, ahead=False)
