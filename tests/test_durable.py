@@ -585,7 +585,7 @@ def test_memory_does_not_grow_with_a_list_that_is_pulled(tmp_path):
             raise Broken
 
     def peak(size, how):
-        with closing(SQLiteStore(tmp_path / f"{size}.db", sync="group")) as store:
+        with closing(SQLiteStore(tmp_path / f"{size}.db", sync="each")) as store:
             flow = Flow("inline", store=store, name="test")
             flow.add_task("begin", lambda: begin(size))
             flow.add_task("part", lambda n: part(n, size))
@@ -601,6 +601,25 @@ def test_memory_does_not_grow_with_a_list_that_is_pulled(tmp_path):
     for how in ("run", "resume"):
         small, large = peak(1000, how), peak(4000, how)
         assert large - small < 3000 * 150  # the requests alone would be 3000 * 500
+
+
+def test_what_waits_to_be_written_is_bounded():
+    """With sync="group" large values are written before the moment is over."""
+    written = []
+
+    class Noting(MemoryStore):
+        def append(self, run_id, entries):
+            written.append(sum(len(entry.text) for entry in entries))
+            super().append(run_id, entries)
+
+    def begin():
+        return TaskOutput(None, [NextTask("part", {"n": n}, spawn_another=True) for n in range(40)])
+
+    flow = flow_with(Noting(sync="group"), begin)
+    flow.add_task("part", lambda n: str(n) * 50_000)
+    with flow:
+        assert len(flow.run("begin")) == 40
+    assert max(written) < 500_000
 
 
 def test_a_generator_task_runs_again_and_its_children_do_not(executor):

@@ -245,12 +245,19 @@ class Durable:
         start = next(entries, None)
         if start is None or start.kind != "start":
             raise CheckpointError(f"The journal of run {head.id} has no beginning: it is damaged.")
-        _, (inputs, values, metadata) = reader.facts(start)
+        with reader.reading():
+            _, (inputs, values, metadata) = reader.facts(start)
+            if not (isinstance(inputs, dict | None) and isinstance(values, dict) and isinstance(metadata, dict)):
+                raise TypeError("what it was started with is no mapping")
         return Kept(head, beginning, inputs, values, metadata, reader, entries)
 
     def _beginning(self, head: StoredRun) -> Beginning:
         try:
             beginning = Beginning(**json.loads(head.facts))
+            if not (isinstance(beginning.starts, list) and isinstance(beginning.tasks, list)):
+                raise TypeError("its tasks are no lists")
+            if not isinstance(beginning.code, dict):
+                raise TypeError("its code is no mapping")
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"The head of run {head.id} cannot be read: {error}.") from error
         ours = self.store.serializer.name
@@ -273,7 +280,10 @@ class Durable:
 
         kept = self.kept(run_id)
         beginning = kept.beginning
-        return report_of(kept.head, kept.metadata, beginning.resumed_from, beginning.code, kept.reader, kept.entries)
+        with kept.reader.reading():
+            return report_of(
+                kept.head, kept.metadata, beginning.resumed_from, beginning.code, kept.reader, kept.entries
+            )
 
 
 # ---- what a task is made of -----------------------------------------------------------------------

@@ -7,7 +7,8 @@ same when a crash makes it run again.
 
 Entries are written in the order in which things happened, under the monitor of the run. A completion is committed
 before anything comes of it, with all that was written before it; with ``sync="group"`` a thread of ours commits
-within ``GROUP_TIME``. May import: lane, states, stores.base, stores.serial, report, values, errors.
+within ``GROUP_TIME``, or when it is ``GROUP_SIZE`` long. May import: lane, states, stores.base, stores.serial,
+task, report, values, errors.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from millstream.errors import CheckpointError
+from millstream.errors import CheckpointError, FlowError
 from millstream.report import ErrorReport
 from millstream.stores.base import Entry, Store
 from millstream.stores.serial import UnfitError, written
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 #: With ``sync="group"`` what has happened is committed after so many seconds.
 GROUP_TIME = 0.05
+
+#: Or before that, when it is this long, in characters: what waits to be written is bounded.
+GROUP_SIZE = 1 << 18
 
 #: How many requests of an iterable are one entry.
 PAGE = 256
@@ -63,6 +68,7 @@ class Journal:
         self._changed = threading.Condition()
         # Guarded by _changed: everything below.
         self._entries: list[Entry] = []  # not committed yet
+        self._size = 0  # of their texts
         self._writer: threading.Thread | None = None
         self._closed = False
         self.failure: CheckpointError | None = None  #: why nothing is written any more
@@ -219,6 +225,7 @@ class Journal:
                     raise self.failure
                 return  # the run is about to end because of it
             self._entries.append(entry)
+            self._size += len(entry.text)
             if not self._at_once:
                 if self._writer is None:
                     self._writer = threading.Thread(target=self._serve, name="millstream-journal", daemon=True)
@@ -233,7 +240,7 @@ class Journal:
         Raises:
             CheckpointError: as ``commit``.
         """
-        if self._at_once or self.failure is not None:
+        if self._at_once or self.failure is not None or self._size >= GROUP_SIZE:
             self.commit()
 
     def commit(self) -> None:
@@ -244,7 +251,7 @@ class Journal:
         """
         with self._committing:
             with self._changed:
-                entries, self._entries = self._entries, []
+                entries, self._entries, self._size = self._entries, [], 0
                 if self.failure is not None:
                     raise self.failure
             if entries:
@@ -360,6 +367,22 @@ class Reader:
         except UnfitError as error:
             raise CheckpointError(f"An entry in the journal of run {self._run_id} {error.problem}.") from error
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Tell of facts that are of other kinds than what is written.
+
+        Raises:
+            CheckpointError: that has come up.
+        """
+        try:
+            yield
+        except FlowError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise CheckpointError(
+                f"The journal of run {self._run_id} is damaged ({error!r}): bring back a copy of its store."
+            ) from error
+
     def requests(self, shapes: Iterable[Sequence[Any]], values: Iterable[Any]) -> list[NextTask]:
         """Return requests."""
         given = iter(values)
@@ -369,16 +392,13 @@ class Reader:
             requests.append(NextTask(name, inputs, spawns, join=joins, priority=priority))
         return requests
 
-    def page_entries(self, path: int) -> Iterator[Entry]:
-        """Return what ``drained`` has written for a task run."""
-        return self._store.entries(self._run_id, ("page",), path)
-
     def pages(self, path: int, name: str) -> Iterator[NextTask]:
         """Return the requests of a list that ``drained`` has written, read as they are needed."""
-        for entry in self.page_entries(path):
-            (written, shapes), values = self.facts(entry)
-            if written == name:
-                yield from self.requests(shapes, values)
+        for entry in self._store.entries(self._run_id, ("page",), path):
+            with self.reading():
+                (written, shapes), values = self.facts(entry)
+                requests = self.requests(shapes, values) if written == name else []
+            yield from requests
 
 
 def said_of(error: BaseException) -> tuple[str, str]:

@@ -130,15 +130,16 @@ class Recall:
         """Put all of it in. The first task runs are there already.
 
         Raises:
-            CheckpointError: the flow is not one that this could have happened in.
+            CheckpointError: the flow is not one that this could have happened in, or the journal is damaged.
         """
         entries, self._entries = self._entries, ()
         for entry in entries:
             step = STEPS.get(entry.kind)
             if step is not None:
                 try:
-                    step(self, entry.key, *self._reader.facts(entry))
-                    self._sort_out()
+                    with self._reader.reading():
+                        step(self, entry.key, *self._reader.facts(entry))
+                        self._sort_out()
                 except FlowError as error:
                     if isinstance(error, CheckpointError):
                         raise

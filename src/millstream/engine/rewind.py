@@ -85,22 +85,23 @@ def rewound(reader: Reader, entries: Iterable[Entry], names: Iterable[str], grap
     lineage = Lineage()
     asked: dict[int | None, list[Any]] = {}
     pages: dict[tuple[int | None, str], list[Any]] = {}
-    for entry in kept:
-        if entry.kind == "asked":
-            asked.setdefault(entry.key, []).append(reader.facts(entry)[0])
-        elif entry.kind == "page":
-            name, shapes = reader.facts(entry)[0]
-            pages.setdefault((entry.key, name), []).extend(shapes)
-        elif entry.kind == "finished":
-            assert entry.key is not None, "it is about a task run"
-            facts, values = reader.facts(entry)
-            name, _, _, _, _, _, given, calls, *_ = facts
-            shapes = [
-                *asked.get(entry.key, ()),
-                *(pages.get((entry.key, given), ()) if isinstance(given, str) else given or ()),
-            ]
-            items = len(values[0]) if isinstance(values[0], list) else 0
-            lineage.add(entry.key, name, shapes, items, calls)
+    with reader.reading():
+        for entry in kept:
+            if entry.kind == "asked":
+                asked.setdefault(entry.key, []).append(reader.facts(entry)[0])
+            elif entry.kind == "page":
+                name, shapes = reader.facts(entry)[0]
+                pages.setdefault((entry.key, name), []).extend(shapes)
+            elif entry.kind == "finished":
+                assert entry.key is not None, "it is about a task run"
+                facts, values = reader.facts(entry)
+                name, _, _, _, _, _, given, calls, *_ = facts
+                shapes = [
+                    *asked.get(entry.key, ()),
+                    *(pages.get((entry.key, given), ()) if isinstance(given, str) else given or ()),
+                ]
+                items = len(values[0]) if isinstance(values[0], list) else 0
+                lineage.add(entry.key, name, shapes, items, calls)
     known = set(lineage.names.values())
     for name in names:
         if name not in known:

@@ -15,10 +15,15 @@ May import: serial, errors, values.
 
 from __future__ import annotations
 
+import errno
+import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, Self, get_args
 
+from millstream.errors import CheckpointError
 from millstream.stores.serial import Serializer, serializer_of
 from millstream.values import Status
 
@@ -64,6 +69,10 @@ class Store(ABC):
             raise ValueError(f"sync is 'group', 'each' or 'full', not {sync!r}.")
         self.sync: Sync = sync
         self.serializer: Serializer = serializer_of(serializer, tuple(types))
+        _stores.add(self)
+
+    def after_fork(self) -> None:  # noqa: B027 - most stores of others need none
+        """Be the store of a fork of this process: it has none of the runs, locks and files."""
 
     @abstractmethod
     def create(self, run_id: str, flow: str, created_at: float, facts: str, entries: Sequence[Entry]) -> None:
@@ -141,3 +150,32 @@ class Store(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+# ---- files and processes --------------------------------------------------------------------------
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_stores):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+def unusable(path: Path, error: OSError) -> CheckpointError:
+    """Return what to say when the system refuses to use a file: what is wrong, and the mend."""
+    if error.errno in FULL:
+        mend = "What was committed is safe: make room, and resume the run"
+        return CheckpointError(f"{path}: the disk is full, or fails ({error}). {mend}.")
+    if error.errno in FORBIDDEN:
+        mend = "give the process the right to, or use another path"
+    else:
+        mend = "give it a path where files can be made"
+    return CheckpointError(f"{path} cannot be used as a store ({error}): {mend}.")

@@ -6,8 +6,10 @@ whole. May import: memory, owner, base, errors, values.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from millstream.errors import CheckpointError, RunOwnedError
-from millstream.stores.base import Entry, StoredRun, Sync
+from millstream.stores.base import Entry, StoredRun, Sync, unusable
 from millstream.stores.memory import OURS, MemoryStore
 from millstream.stores.owner import FileLock
 from millstream.values import Status
@@ -48,14 +50,19 @@ class JSONFileStore(MemoryStore):
         serializer: Literal["json", "pickle"] = "json",
         types: Iterable[type] = (),
     ) -> None:
-        super().__init__(serializer=serializer, types=types, sync=sync)
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"The path of a store is a string or a path, not {path!r}.")
-        self.path = Path(os.path.abspath(path))
+        self.path = Path(os.path.realpath(path))
         # Guarded by _lock: everything below.
         self._file_lock = FileLock(self.path)
         weakref.finalize(self, self._file_lock.release)
         self._seen: Any = None  # what the file was like when it was read
+        super().__init__(serializer=serializer, types=types, sync=sync)
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._file_lock.drop()
+        self._seen = None
 
     def create(self, run_id: str, flow: str, created_at: float, facts: str, entries: Sequence[Entry]) -> None:
         with self._writing():
@@ -98,6 +105,14 @@ class JSONFileStore(MemoryStore):
         self.run(run_id)
         with self._writing():
             super().forget(run_id)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file_lock.held:
+                with suppress(CheckpointError), self._writing():  # without our lock the runs are anybody's as well
+                    super().close()
+                self._file_lock.release()
+                self._seen = None
 
     def __repr__(self) -> str:
         return f"<JSONFileStore: {self.path}>"
@@ -190,12 +205,22 @@ class JSONFileStore(MemoryStore):
         }
         new = self.path.with_name(f"{self.path.name}-new")
         try:
+            old = self.path.stat() if self.path.exists() else None
+            if old is not None and not os.access(self.path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             with new.open("w", encoding="ascii") as file:
+                if old is not None:  # who may read it is not ours to change
+                    os.chmod(new, stat.S_IMODE(old.st_mode))
+                    if (old.st_uid, old.st_gid) != ((made := os.fstat(file.fileno())).st_uid, made.st_gid):
+                        with suppress(PermissionError):
+                            os.chown(new, old.st_uid, old.st_gid)
                 json.dump({"millstream": VERSION, "runs": runs}, file, indent=1)
                 file.flush()
                 if self.sync == "full":
                     os.fsync(file.fileno())
             os.replace(new, self.path)
+            if self.sync == "full":
+                _sync_directory(self.path.parent)
         except BaseException:
             with suppress(OSError):
                 new.unlink()
@@ -206,8 +231,16 @@ class JSONFileStore(MemoryStore):
         try:
             yield
         except OSError as error:
-            raise CheckpointError(
-                f"{self.path} cannot be used as a store ({error}): give it a path where files can be made."
-            ) from error
+            raise unusable(self.path, error) from error
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.path} is damaged ({error}): bring back a copy of it.") from error
+
+
+def _sync_directory(path: Path) -> None:
+    """Have the disk keep the names of the files in a directory."""
+    if os.name == "posix":
+        directory = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

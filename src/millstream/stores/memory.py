@@ -30,10 +30,13 @@ class MemoryStore(Store):
         self, *, serializer: Literal["json", "pickle"] = "json", types: Iterable[type] = (), sync: Sync = "each"
     ) -> None:
         super().__init__(sync, serializer, types)
-        self._lock = threading.RLock()
+        self.after_fork()
         # Guarded by _lock:
         self._heads: dict[str, StoredRun] = {}
         self._journals: dict[str, list[Entry]] = {}
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()
 
     def create(self, run_id: str, flow: str, created_at: float, facts: str, entries: Sequence[Entry]) -> None:
         with self._lock:

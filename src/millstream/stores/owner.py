@@ -27,7 +27,7 @@ class OwnerLock:
 
     def __init__(self, path: Path) -> None:
         self.token = f"process {os.getpid()} on {socket.gethostname()} ({os.urandom(6).hex()})"
-        self._path, self._process = lock_path(path, self.token), os.getpid()
+        self._path = lock_path(path, self.token)
         self._file: IO[bytes] | None = None
         if fcntl is not None:
             for left in path.parent.glob(f"{glob.escape(path.name)}-owner-*"):
@@ -40,11 +40,15 @@ class OwnerLock:
 
     def release(self) -> None:
         """It owns nothing any more."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._path.unlink()
+            self.drop()
+
+    def drop(self) -> None:
+        """Let go of what is that of the process that this one was forked from: it has the lock, and keeps it."""
         file, self._file = self._file, None
         if file is not None:
-            if self._process == os.getpid():  # else it is that of the process that this one was forked from
-                with suppress(OSError):
-                    self._path.unlink()
             file.close()
 
 
@@ -56,7 +60,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._process = path.with_name(f"{path.name}-lock"), os.getpid()
+        self._path = path.with_name(f"{path.name}-lock")
         self._file: IO[bytes] | None = None
 
     @property
@@ -78,17 +82,23 @@ class FileLock:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.close()
-                return False
-        self._file, self._process = file, os.getpid()
+                if _is_locked(self._path):
+                    return False
+                file = None  # somebody has only looked whether it is locked, which takes no time
+        self._file = file
         return True
 
     def release(self) -> None:
         """Give it up."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._path.unlink()
+            self.drop()
+
+    def drop(self) -> None:
+        """As that of ``OwnerLock``."""
         file, self._file = self._file, None
         if file is not None:
-            if self._process == os.getpid():  # else it is that of the process that this one was forked from
-                with suppress(OSError):
-                    self._path.unlink()
             file.close()
 
 

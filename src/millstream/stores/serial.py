@@ -18,10 +18,20 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 SCALARS = frozenset({type(None), bool, int, float})
+
+#: Integers beyond these have more digits than Python reads.
+LEAST, MOST = -(10**4300), 10**4300
+
+#: How deeply lists, mappings and the like may stand in each other: what is written can be read, also by a Python
+#: whose reader of JSON takes as many levels as there may be calls in each other.
+DEEPEST = 150
+
+TOO_DEEP = "contains itself, or is nested too deeply"
 
 #: The key that marks an object which stands for something else.
 TAG = "$"
@@ -69,12 +79,10 @@ class JSONSerializer:
         Raises:
             UnfitError: something in it has none.
         """
-        if type(value) in SCALARS:
-            return value
         try:
             return self._plain(value, ())
         except RecursionError:
-            raise UnfitError("", "contains itself, or is nested too deeply") from None
+            raise UnfitError("", TOO_DEEP) from None
 
     def read(self, text: str) -> tuple[Any, list[Any]]:
         """Return the facts and the values of what ``written`` has written.
@@ -88,14 +96,27 @@ class JSONSerializer:
     def _plain(self, value: Any, path: tuple[Any, ...]) -> Any:
         """Return a value as what JSON has words for."""
         kind = type(value)
-        if kind in SCALARS or (kind is str and is_text(value)):
+        if kind in SCALARS:
+            if kind is int and not LEAST < value < MOST:
+                raise UnfitError(shown_path(path), "has too many digits: Python reads 4300 of them")
             return value
+        if kind is str and is_text(value):
+            return value
+        if len(path) > DEEPEST:
+            raise UnfitError("", TOO_DEEP)
         if kind is list:
-            return [each if type(each) in SCALARS else self._plain(each, (*path, n)) for n, each in enumerate(value)]
+            return [
+                each
+                if (kind := type(each)) in SCALARS and (kind is not int or LEAST < each < MOST)
+                else self._plain(each, (*path, n))
+                for n, each in enumerate(value)
+            ]
         if kind is dict:
             if all(type(key) is str and is_text(key) for key in value) and TAG not in value:
                 return {
-                    key: each if type(each) in SCALARS else self._plain(each, (*path, key))
+                    key: each
+                    if (kind := type(each)) in SCALARS and (kind is not int or LEAST < each < MOST)
+                    else self._plain(each, (*path, key))
                     for key, each in value.items()
                 }
             pairs = [[self._plain(key, (*path, key)), self._plain(each, (*path, key))] for key, each in value.items()]
@@ -123,6 +144,10 @@ class JSONSerializer:
             parts = [self._plain(each, (*path, n)) for n, each in enumerate(value)]
             return {TAG: "named", "type": kind.__name__, "of": parts}
         fields = {}
+        names = {field.name for field in dataclasses.fields(value)}
+        for name in getattr(value, "__dict__", ()):
+            if name not in names and not isinstance(getattr(kind, name, None), cached_property):
+                raise UnfitError(shown_path((*path, Attribute(name))), "is no field, so it would not come back")
         for field in dataclasses.fields(value):
             try:
                 fields[field.name] = self._plain(getattr(value, field.name), (*path, Attribute(field.name)))
@@ -157,9 +182,11 @@ class JSONSerializer:
         if not fits or (kind == "object" and not dataclasses.is_dataclass(known)):
             raise UnfitError("", f"has a {name} in it that was written as something else than it is now")
         if kind == "enum":
-            return known[of] if isinstance(of, str) else known(of[0])  # type: ignore[index]
+            return known[of] if isinstance(of, str) else known(parts(of, object)[0])  # type: ignore[index]
         if kind == "named":
-            return known._make(of)  # type: ignore[attr-defined]
+            return known._make(listed(of))  # type: ignore[attr-defined]
+        if type(of) is not dict:
+            raise UnfitError("", f"has a {name} in it that has no fields")
         value: Any = object.__new__(known)
         for field in dataclasses.fields(known):
             if field.name in of:
@@ -281,22 +308,62 @@ def is_named_tuple(kind: type) -> bool:
 # ---- the table ----------------------------------------------------------------------------------
 
 
-def zone(of: datetime | time, path: tuple[Any, ...]) -> str | float | None:
-    """Return a time zone: the name of one, or the seconds of a fixed offset."""
+def zone(of: datetime | time, path: tuple[Any, ...]) -> str | float | list[Any] | None:
+    """Return a time zone: the name of one, or the seconds of a fixed offset, with its name if it was given one."""
     zone = of.tzinfo
     if zone is None:
         return None
     if isinstance(zone, ZoneInfo) and zone.key is not None:
         return zone.key
     if type(zone) is timezone:
-        return zone.utcoffset(None).total_seconds()
+        offset, name = zone.utcoffset(None), zone.tzname(None)
+        seconds = offset.total_seconds()
+        return seconds if name == timezone(offset).tzname(None) else [seconds, name]
     raise UnfitError(shown_path(path), f"has the time zone {zone!r:.60}: use zoneinfo.ZoneInfo or datetime.timezone")
 
 
-def in_zone(zone: str | float | None) -> Any:
+def in_zone(zone: Any) -> Any:
     if zone is None:
         return None
-    return ZoneInfo(zone) if isinstance(zone, str) else timezone(timedelta(seconds=zone))
+    if isinstance(zone, str):
+        return ZoneInfo(zone)
+    if isinstance(zone, list):
+        seconds, name = parts(zone, (int, float), str)
+        return timezone(timedelta(seconds=seconds), name)
+    return timezone(timedelta(seconds=zone))
+
+
+def listed(of: Any) -> list[Any]:
+    """Return what is a list: nothing else that could be iterated over is ever written."""
+    if type(of) is not list:
+        raise TypeError("it is no list")
+    return of
+
+
+def parts(of: Any, *kinds: Any) -> list[Any]:
+    """Return a list of things of these kinds."""
+    for part, kind in zip(listed(of), kinds, strict=True):
+        if not isinstance(part, kind):
+            raise TypeError(f"{part!r:.50} has the wrong type")
+    return of  # type: ignore[no-any-return]
+
+
+def text(of: Any) -> str:
+    """Return what is a string."""
+    if type(of) is not str:
+        raise TypeError("it is no string")
+    return of
+
+
+def moment(of: Any, parse: Callable[[str], Any]) -> Any:
+    """Return a time or a datetime."""
+    iso, zone, fold = parts(of, str, object, int)
+    return parse(iso).replace(tzinfo=in_zone(zone), fold=fold)
+
+
+def encoded(of: Any) -> bytes:
+    """Return the bytes of text in base 64."""
+    return base64.b64decode(text(of), validate=True)
 
 
 Written = tuple[str, Any]
@@ -319,21 +386,21 @@ WRITERS: dict[type, Writer] = {
 }
 
 READERS: dict[str, Callable[[Any], Any]] = {
-    "dict": lambda of: {key: value for key, value in of},  # noqa: C416 - they are lists
-    "str": lambda of: base64.b64decode(of, validate=True).decode("utf-8", "surrogatepass"),
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "bytes": lambda of: base64.b64decode(of, validate=True),
-    "bytearray": lambda of: bytearray(base64.b64decode(of, validate=True)),
-    "datetime": lambda of: datetime.fromisoformat(of[0]).replace(tzinfo=in_zone(of[1]), fold=of[2]),
-    "date": date.fromisoformat,
-    "time": lambda of: time.fromisoformat(of[0]).replace(tzinfo=in_zone(of[1]), fold=of[2]),
-    "timedelta": lambda of: timedelta(*of),
-    "Decimal": Decimal,
-    "Fraction": lambda of: Fraction(*of),
-    "complex": lambda of: complex(*of),
-    "range": lambda of: range(*of),
-    "UUID": lambda of: uuid.UUID(hex=of),
-    "Path": pathlib.Path,
+    "dict": lambda of: dict(parts(pair, object, object) for pair in listed(of)),
+    "str": lambda of: encoded(of).decode("utf-8", "surrogatepass"),
+    "tuple": lambda of: tuple(listed(of)),
+    "set": lambda of: set(listed(of)),
+    "frozenset": lambda of: frozenset(listed(of)),
+    "bytes": encoded,
+    "bytearray": lambda of: bytearray(encoded(of)),
+    "datetime": lambda of: moment(of, datetime.fromisoformat),
+    "date": lambda of: date.fromisoformat(text(of)),
+    "time": lambda of: moment(of, time.fromisoformat),
+    "timedelta": lambda of: timedelta(*parts(of, int, int, int)),
+    "Decimal": lambda of: Decimal(text(of)),
+    "Fraction": lambda of: Fraction(*parts(of, int, int)),
+    "complex": lambda of: complex(*parts(of, (int, float), (int, float))),
+    "range": lambda of: range(*parts(of, int, int, int)),
+    "UUID": lambda of: uuid.UUID(hex=text(of)),
+    "Path": lambda of: pathlib.Path(text(of)),
 }

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from millstream.errors import CheckpointError, RunOwnedError, UnknownRunError
-from millstream.stores.base import Entry, Store, StoredRun, Sync
+from millstream.stores.base import Entry, Store, StoredRun, Sync, unusable
 from millstream.stores.owner import OwnerLock, is_alive
 from millstream.values import Status
 
@@ -69,18 +69,33 @@ class Files:
         self.connection: sqlite3.Connection | None = None
         self.nothing: sqlite3.Connection | None = None  #: an empty store, for one that is not there yet
         self.owner: OwnerLock | None = None
-        self.process = os.getpid()  #: whose they are
 
     def close(self) -> None:
-        """Close it, unless it is that of the process that this one was forked from."""
-        connections, self.connection, self.nothing = (self.connection, self.nothing), None, None
+        """Close it."""
+        self.disconnect()
         owner, self.owner = self.owner, None
-        if self.process == os.getpid():
-            for connection in connections:
-                if connection is not None:
-                    connection.close()
-            if owner is not None:
-                owner.release()
+        if owner is not None:
+            owner.release()
+
+    def disconnect(self) -> None:
+        """Close the connections."""
+        connections, self.connection, self.nothing = (self.connection, self.nothing), None, None
+        for connection in connections:
+            if connection is not None:
+                connection.close()
+
+    def drop(self) -> None:
+        """Let go of what is that of the process that this one was forked from, and close none of it."""
+        if self.connection is not None:
+            _inherited.append(self.connection)
+            self.connection = None
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.drop()
+
+
+#: Connections that were made before a fork: to close one may write to the file.
+_inherited: list[sqlite3.Connection] = []
 
 
 class SQLiteStore(Store):
@@ -110,23 +125,27 @@ class SQLiteStore(Store):
         lease: float = 30.0,
         retention: float | None = None,
     ) -> None:
-        super().__init__(sync, serializer, types)
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"The path of a store is a string or a path, not {path!r}.")
         if os.fspath(path) in ("", ":memory:"):
             raise ValueError(f"A SQLiteStore needs a file, not {os.fspath(path)!r}: for memory there is MemoryStore().")
-        self.path = Path(os.path.abspath(path))
+        self.path = Path(os.path.realpath(path))
         self._lease, self._retention = _seconds("lease", lease), retention
         if retention is not None:
             self._retention = _seconds("retention", retention)
-        self._lock = threading.RLock()
-        # Guarded by _lock: everything below.
         self._files = Files()
         weakref.finalize(self, self._files.close)
+        self._closed = False
+        self.after_fork()
+        super().__init__(sync, serializer, types)
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        # Guarded by _lock: everything below, _files and _closed.
+        self._files.drop()
         self._owned: dict[str, int] = {}  # the numbers of our runs, by their ids
         self._last: dict[int, int] = {}  # the number of the last entry of each
-        self._closed = False
-        self._changed = threading.Condition(self._lock)
         self._keeper: threading.Thread | None = None  # renews our leases
 
     # ---- the protocol ---------------------------------------------------------------------------
@@ -147,6 +166,7 @@ class SQLiteStore(Store):
         self._has(run_id, number, len(entries))
 
     def claim(self, run_id: str) -> StoredRun:
+        self.run(run_id)  # no file is made for one that is not there
         with self._writing() as db:
             row = self._row(db, run_id)
             number, had = row[0], row[7]
@@ -231,6 +251,7 @@ class SQLiteStore(Store):
             return self._head(self._row(db, run_id))
 
     def forget(self, run_id: str) -> None:
+        self.run(run_id)
         with self._writing() as db:
             row = self._row(db, run_id)
             if row[7] is not None and self._is_alive(row[7], row[8]):
@@ -270,7 +291,10 @@ class SQLiteStore(Store):
         rows = [(number, last + place, *entry, number, self._own()) for place, entry in enumerate(entries, 1)]
         if len(rows) == 1:
             return db.execute(ADD, rows[0]).rowcount == 1
-        return not rows or db.executemany(ADD, rows).rowcount == len(rows)
+        if not rows:
+            ours = db.execute("SELECT 1 FROM runs WHERE number = ? AND owner = ?", (number, self._own()))
+            return ours.fetchone() is not None
+        return db.executemany(ADD, rows).rowcount == len(rows)
 
     def _add_ours(self, db: sqlite3.Connection, run_id: str, number: int, entries: Sequence[Entry]) -> None:
         if not self._add(db, number, self._last[number], entries):
@@ -362,23 +386,21 @@ class SQLiteStore(Store):
         except sqlite3.Error as error:
             raise CheckpointError(f"{self.path}: {_told_of(error)}") from error
         except OSError as error:
-            raise CheckpointError(
-                f"{self.path} cannot be used as a store ({error}): give it a path where files can be made."
-            ) from error
+            raise unusable(self.path, error) from error
         except (ValueError, TypeError, AttributeError) as error:  # what SQLite itself does not notice
             raise CheckpointError(f"{self.path} is damaged ({error}): bring back a copy of it.") from error
 
     def _open(self, *, make: bool) -> sqlite3.Connection:
-        if self._files.process != os.getpid():  # after a fork nothing of the parent's may be touched, nor closed
-            self._files.connection = self._files.owner = self._keeper = None
-            self._files.process = os.getpid()
-            self._owned, self._last = {}, {}
-        if self._files.connection is not None and (self._writes or not make):
+        if self._files.connection is not None and self._writes:
             return self._files.connection
         if self._closed:
             raise CheckpointError(f"The store {self.path} is closed.")
         if self._files.connection is not None:  # it can only be read
-            raise CheckpointError(f"{self.path} cannot be written: it is read-only.")
+            if make:
+                raise CheckpointError(f"{self.path} cannot be written: it is read-only.")
+            if self._seen == self._look():
+                return self._files.connection
+            self._files.disconnect()
         empty = not self.path.exists() or self.path.stat().st_size == 0
         if empty and not make:
             if self._files.nothing is None:
@@ -389,8 +411,11 @@ class SQLiteStore(Store):
             version = self._checked()
         self._writes = empty or (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK))
         if not self._writes:
-            self._files.connection = self._connect("mode=ro" if _wal_of(self.path) else "immutable=1")
-            return self._open(make=make)
+            self._seen = self._look()
+            self._files.connection = self._connect("mode=ro" if _has(self.path, "-wal") else "immutable=1")
+            if make:
+                raise CheckpointError(f"{self.path} cannot be written: it is read-only.")
+            return self._files.connection
         connection = self._connect("mode=rwc")
         try:
             if version < VERSION:
@@ -404,6 +429,12 @@ class SQLiteStore(Store):
         return connection
 
     _writes = True
+    _seen: Any = None  # what a file that can only be read was like when it was opened
+
+    def _look(self) -> Any:
+        """Return what changes when others write to the file: one that is opened as immutable does not notice."""
+        facts = self.path.stat()
+        return facts.st_ino, facts.st_mtime_ns, facts.st_size, _has(self.path, "-wal")
 
     def _connect(self, how: str) -> sqlite3.Connection:
         return sqlite3.connect(
@@ -426,11 +457,13 @@ class SQLiteStore(Store):
             raise CheckpointError(f"{self.path} is no SQLite database: give the store a path of its own.")
         size = int.from_bytes(head[16:18], "big")
         pages = int.from_bytes(head[28:32], "big") * (65536 if size == 1 else size)
-        if self.path.stat().st_size < pages and not _wal_of(self.path):
+        wal, journal = _has(self.path, "-wal"), _has(self.path, "-journal")
+        if self.path.stat().st_size < pages and not (wal or journal):
             raise CheckpointError(
                 f"{self.path} is damaged: it has {self.path.stat().st_size} of {pages} bytes. Bring back a copy of it."
             )
-        connection = self._connect("mode=ro" if _wal_of(self.path) else "mode=ro&immutable=1")
+        # A process was killed while it made the file: SQLite undoes that first.
+        connection = self._connect("mode=rw" if journal else "mode=ro" if wal else "mode=ro&immutable=1")
         try:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -479,10 +512,12 @@ def _nothing() -> sqlite3.Connection:
     return connection
 
 
-def _wal_of(path: Path) -> bool:
-    """Whether there are commits that are not in the file itself yet."""
-    wal = Path(f"{path}-wal")
-    return wal.exists() and wal.stat().st_size > 0
+def _has(path: Path, suffix: str) -> bool:
+    """Whether SQLite has something beside the file: a log of commits that are not in it yet, or what undoes one."""
+    try:
+        return os.stat(f"{path}{suffix}").st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _told_of(error: sqlite3.Error) -> str:
