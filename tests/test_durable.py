@@ -904,6 +904,35 @@ def test_a_call_that_nobody_waited_for_is_not_lost(executor):
     assert calls["later"] == 2
 
 
+def test_who_has_submitted_a_call_that_failed_runs_again(executor):
+    """It has not finished, since its call has to be submitted once more; the report says that it had succeeded."""
+    tape, calls, trouble = Tape(), Counter(), Trouble({"later"})
+
+    def later():
+        calls["later"] += 1
+        trouble.strikes("later")
+
+    def outer():
+        calls["outer"] += 1
+        flow.submit(later)
+        return "outer"
+
+    def after(outer):
+        calls["after"] += 1
+
+    for _ in range(2):
+        with flow_with(tape, outer, executor=executor, on_error="continue") as flow:
+            flow.add_task("after", after, depends_on=["outer"])
+            flow.run("outer", run_id="r") if not calls else flow.resume("r")
+            live, stored = flow.report(), Flow(store=tape).report("r")
+        for report in (live, stored):
+            assert [(report.tasks["outer"].status, report.tasks["outer"].runs)] == [(Status.SUCCESS, 1)]
+            assert report.tasks["outer"].result == "outer"
+            assert report.tasks["later"].status is (Status.SUCCESS if len(trouble) == 0 else Status.FAILED)
+        trouble.clear()
+    assert calls == {"outer": 2, "later": 2, "after": 1}
+
+
 def in_process(source: str, *, returns: int = 0, **env: str) -> str:
     """Run a program in a fresh interpreter; return what it printed."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(source)]

@@ -25,6 +25,7 @@ class Task:
         self.open: dict[Any, Status] = {}  #: what became of those that did not succeed in the end
         self.errors: dict[Any, ErrorReport] = {}  #: why, in the same order
         self.failed: set[Any] = set()  #: of these, those that had begun
+        self.returned: set[Any] = set()  #: those that succeeded, but for a call that they had submitted
         self.attempt = self.runs = 0
         self.began: float | None = None
         self.ended: float | None = None
@@ -34,13 +35,13 @@ class Task:
     def begins_anew(self) -> None:
         """The run is resumed: what had not succeeded runs again, but for what was skipped."""
         self.open = {who: status for who, status in self.open.items() if status is Status.SKIPPED and who != END}
-        self.errors, self.failed, self.last = {}, set(), None
+        self.errors, self.failed, self.returned, self.last = {}, set(), set(), None
 
     def report(self) -> TaskReport:
         """Return the row."""
         status = min((*self.open.values(), Status.SUCCESS), key=ORDER.index)
         error = next(iter(self.errors.values()), None)
-        runs, attempt = self.last or (self.runs + len(self.failed), self.attempt)
+        runs, attempt = self.last or (self.runs + len(self.failed) + len(self.returned), self.attempt)
         return TaskReport(status, attempt, runs, self.began, self.ended, error, self.result)
 
 
@@ -65,7 +66,7 @@ def report_of(
     tasks: dict[str, Task] = {}
     error: ErrorReport | None = None
     for entry in entries:
-        if entry.kind in ("finished", "failed", "settled", "retry"):
+        if entry.kind in ("finished", "returned", "failed", "settled", "retry"):
             facts, values = reader.facts(entry)
             task = tasks.setdefault(facts[0], Task())
             _see(task, entry, facts, values)
@@ -92,7 +93,7 @@ def report_of(
 
 def _see(task: Task, entry: Entry, facts: Any, values: list[Any]) -> None:
     path = entry.key
-    if entry.kind == "finished":
+    if entry.kind in ("finished", "returned"):
         name, number, place, attempt, began, ended, *_ = facts
         for who in (path, name if number == 1 else f"{name}#{number}"):
             task.open.pop(who, None)
@@ -101,7 +102,10 @@ def _see(task: Task, entry: Entry, facts: Any, values: list[Any]) -> None:
             return
         task.attempt, task.ended = attempt, ended
         task.began = task.began if task.began is not None else began
-        task.runs += 1
+        if entry.kind == "finished":
+            task.runs += 1
+        else:
+            task.returned.add(path)
         task.result = values[0]
     elif entry.kind == "failed":
         _, _, task.attempt, status, began, task.ended, *said = facts

@@ -75,10 +75,8 @@ class Journal:
 
     # ---- what happens -----------------------------------------------------------------------------
 
-    def finishing(
-        self, item: Item, output: Any, asked: Sequence[NextTask] | None, pages: str | None
-    ) -> Callable[[], None]:
-        """A task run is about to succeed; return what writes that. ``commit_now`` comes next.
+    def finishing(self, item: Item, output: Any, asked: Sequence[NextTask] | None, pages: str | None) -> Entry:
+        """A task run is about to succeed; return what says so, to be ``put``. ``commit_now`` comes next.
 
         Args:
             asked: the list of its next tasks; None: it leaves that to the edges.
@@ -97,7 +95,7 @@ class Journal:
         values = [self._plain(output, item, "its output")]
         if asked is not None:
             values += [self._inputs(request, item) for request in asked if request.inputs is not None]
-        return partial(self._put, Entry("finished", item.path, self._written(facts, values)))
+        return Entry("finished", item.path, self._written(facts, values))
 
     def retried(self, item: Item, due: float, error: BaseException) -> None:
         """An attempt has failed, and the next one comes at ``due``."""
@@ -110,6 +108,10 @@ class Journal:
         """A task run has failed for good."""
         facts = [item.task.name, item.id, item.attempt, str(status), self._at(item.task.began), self._wall(None)]
         self._add(("failed", item.path, [*facts, error.type, error.message, error.traceback], ()))
+
+    def returned(self, finished: Entry) -> None:
+        """A task run has succeeded, and a call that it had submitted has not, so it will run again."""
+        self.put(finished._replace(kind="returned"))
 
     def settled(self, task: str, task_id: str, status: Status, error: ErrorReport | None) -> None:
         """A task run, or a task, has ended without being called."""
@@ -210,7 +212,7 @@ class Journal:
 
     def _add(self, entry: tuple[str, int | None, Any, Sequence[Any]], *, commit: bool = False) -> None:
         kind, path, facts, values = entry
-        self._put(Entry(kind, path, self._written(facts, values)), commit=commit)
+        self.put(Entry(kind, path, self._written(facts, values)), commit=commit)
 
     def _written(self, facts: Any, values: Sequence[Any]) -> str:
         try:
@@ -218,7 +220,8 @@ class Journal:
         except UnfitError as error:
             raise CheckpointError(f"Something of run {self.run_id} cannot be kept: it {error.problem}.") from error
 
-    def _put(self, entry: Entry, *, commit: bool = False) -> None:
+    def put(self, entry: Entry, *, commit: bool = False) -> None:
+        """Something has happened; ``commit``: it is to be written at once, unless it may wait a little."""
         with self._changed:
             if self.failure is not None:
                 if commit:

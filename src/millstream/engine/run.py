@@ -170,7 +170,7 @@ class FlowRun(Waiting):
         # Failures to be written: of a task run that was called; or of one that was not, then its task and its id.
         self._unkept: deque[tuple[Any, str | None, Status, BaseException | None]] = deque()
         self._open_calls: dict[int, int] = {}  # submitted by task runs and not succeeded, by the paths of these
-        self._unwritten: dict[int, Callable[[], None]] = {}  # what writes that these have succeeded
+        self._unwritten: dict[int, Entry] = {}  # what is written of these when their calls have succeeded
         self._reports: list[tuple[Item, Any, Any, Lane | None]] = []  # outputs that are to be committed
         self._keeping = threading.Lock()  # held while they are
         self.recall: Recall | None = None  #: of one that goes on from its journal
@@ -750,9 +750,9 @@ class FlowRun(Waiting):
         self._open_calls[parent] -= 1
         if not self._open_calls[parent]:
             del self._open_calls[parent]
-            write = self._unwritten.pop(parent, None)
-            if write is not None:
-                write()
+            entry = self._unwritten.pop(parent, None)
+            if entry is not None:
+                self.journal.put(entry)  # type: ignore[union-attr]  # it has one
                 self._try_to_keep(self.journal.commit_now)  # type: ignore[union-attr]  # it has one
 
     def _is_written(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> bool:
@@ -767,11 +767,11 @@ class FlowRun(Waiting):
                     requests, pages = None, requests.pages
                 elif requests:
                     self.scheduler.check(requests, item)
-                write = self.journal.finishing(item, output, requests, pages)
+                entry = self.journal.finishing(item, output, requests, pages)
                 if item.path in self._open_calls:  # else they would be lost with this process
-                    self._unwritten[item.path] = write
+                    self._unwritten[item.path] = entry
                 else:
-                    write()
+                    self.journal.put(entry)
             except CheckpointError as error:
                 self._explain(item, error)
                 self._fail(item, error, FAILED)
@@ -811,6 +811,8 @@ class FlowRun(Waiting):
         """The run has ended. No lock held; nobody was told yet."""
         assert self.journal is not None, "only a run with a journal keeps that"
         self._keep_failures()
+        for entry in self._unwritten.values():
+            self.journal.returned(entry)
         try:
             rows = () if self.record is None or self._status is SUCCESS else self.record.report().tasks.items()
             others = [(name, str(row.status), row.runs, row.attempt) for name, row in rows if row.status is not SUCCESS]

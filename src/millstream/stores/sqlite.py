@@ -3,7 +3,8 @@
 The database is in WAL mode. Nothing in a file is trusted before its head, our ``application_id`` and the version of
 the schema have been looked at, without writing. A connection is never used after a fork. Who owns a run holds a lock
 of the operating system for as long as its process lives, so the owner of a run that was killed is known to be
-dead at once; on another host it loses the run when it has not renewed its lease. May import: base, errors, values.
+dead at once; on another host it loses the run when it has not renewed its lease.
+May import: base, owner, errors, values.
 """
 
 from __future__ import annotations
