@@ -246,10 +246,10 @@ def test_a_number_that_is_too_long_to_be_an_index_is_missing():
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "'' is no path: begin it with one of $ctx (or $ alone) and $inputs."),
+        ("", "'' is no path: begin it with one of $ctx (or $ alone), $payload, $joins, $inputs and $env."),
         ("ctx.a", "'ctx.a' is no path: begin it with one of $ctx"),
         (" $ctx.a", "' $ctx.a' is no path"),
-        ("$foo.x", "'$foo.x' begins with '$foo', which is unknown: there are $ctx (or $ alone) and $inputs."),
+        ("$foo.x", "'$foo.x' begins with '$foo', which is unknown: there are $ctx (or $ alone), $payload, $joins,"),
         ("$foo", "begins with '$foo', which is unknown"),
         ("$ctxa.b", "begins with '$ctxa', which is unknown"),
         ("$CTX.b", "begins with '$CTX', which is unknown"),

@@ -15,7 +15,8 @@ For each parameter, in this order:
 
 ``**name`` takes the inputs that no other parameter took; ``*name`` takes nothing, unless it is all
 there is: then the context. What cannot be filled is a ``BindingError`` when the task run is asked
-for. May import: context, config.expressions, task, values, errors.
+for. What a task declares as its ``inputs`` is looked up when it is called, and counts as inputs.
+May import: context, config.expressions, task, values, errors.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple, cast
 
-from millstream.config.expressions import compile_path
+from millstream.config.expressions import Sources, compile_path, compile_value
 from millstream.context import Context
 from millstream.errors import BindingError
 from millstream.task import RESERVED_PARAMETERS
@@ -101,9 +103,11 @@ class Binding:
         positional = tuple(p.name for p in self._parameters if p.kind in (POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD))
         return self.is_async, self.context_at, defaults, positional
 
-    def required(self, needs: Sequence[str] = (), *, mapped: bool = False) -> tuple[str, ...]:
-        """Return the parameters that inputs or dependencies have to fill."""
-        given = ("item", "index", "payload") if mapped else ()
+    def required(
+        self, needs: Sequence[str] = (), *, mapped: bool = False, declared: Iterable[str] = ()
+    ) -> tuple[str, ...]:
+        """Return the parameters that inputs or dependencies have to fill; ``declared`` are filled already."""
+        given = (*declared, "item", "index", "payload") if mapped else tuple(declared)
         return tuple(
             p.name
             for p in self._parameters
@@ -486,3 +490,119 @@ def _over_dependency(task: str, name: str, run: Any) -> Any:
     if run.needs is not None and name in run.needs:
         return run.needs[name]
     raise BindingError(task, "for_each", problem=f"{name} has no output in this run.")
+
+
+# ---- declared inputs ------------------------------------------------------------------------------
+
+
+class Given:
+    """A task run as its parameters are filled from it, with the inputs that its task declares."""
+
+    __slots__ = ("extra", "inputs", "needs", "upstream")
+
+    def __init__(self, run: Any, inputs: dict[str, Any]) -> None:
+        self.inputs = inputs if run.inputs is None else {**run.inputs, **inputs}
+        self.upstream, self.needs, self.extra = run.upstream, run.needs, run.extra
+
+
+class Newest(Mapping[str, Any]):
+    """The newest outputs of tasks: what has waited for them has got these."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getitem__(self, name: str) -> Any:
+        return self._context.get(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._context.get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._context.to_dict())
+
+    def __len__(self) -> int:
+        return len(self._context)
+
+
+class Declared:
+    """The inputs that a task declares.
+
+    Args:
+        task: its name.
+        given: a mapping of names to values, or one text, which is the payload.
+
+    Raises:
+        ConfigError: an expression in it is none.
+    """
+
+    def __init__(self, task: str, given: str | Mapping[str, Any]) -> None:
+        named = {"payload": given} if isinstance(given, str) else given
+        where = f"inputs of task {task}"
+        self._task = task
+        self._values = {name: compile_value(value, f"{where}.{name}") for name, value in named.items()}
+        paths = [path for value in self._values.values() for path in value.paths()]
+        self.reads_joins = any(path.root == "joins" for path in paths)
+        self._awaited = list(dict.fromkeys(key for value in self._values.values() for key in value.awaited()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that they fill."""
+        return tuple(self._values)
+
+    def filling(self, invoke: Invoke, fn: Callable[..., Any], *, is_async: bool) -> Invoke:
+        """Return what calls ``invoke``, which calls ``fn``, with these inputs.
+
+        Args:
+            invoke: calls it for a task run with a context.
+            fn: the task's function.
+            is_async: it is called on an event loop, where waiting for a value must not block.
+        """
+        if not is_async:
+            return lambda run, ctx: invoke(self._found(run, ctx), ctx)
+        if is_async_generator(fn):
+
+            async def steps(run: Any, ctx: Any) -> Any:
+                await self._wait(ctx)
+                async with aclosing(invoke(self._found(run, ctx), ctx)) as generator:
+                    async for value in generator:
+                        yield value
+
+            return steps
+
+        async def call(run: Any, ctx: Any) -> Any:
+            await self._wait(ctx)
+            return await invoke(self._found(run, ctx), ctx)
+
+        return call
+
+    async def _wait(self, ctx: Any) -> None:
+        for name in self._awaited:
+            if name not in ctx:
+                try:
+                    await ctx.aget(name)
+                except LookupError as error:
+                    raise BindingError(self._task, "its inputs", problem=str(error)) from error
+
+    def _found(self, run: Any, ctx: Any) -> Given:
+        def joined(task: str) -> Any:
+            if task != self._task:
+                return Newest(ctx)
+            return run.upstream if run.upstream is not None else run.needs or {}
+
+        sources = Sources(ctx.get, run.inputs, joined)
+        inputs = {}
+        for name, value in self._values.items():
+            try:
+                inputs[name] = value.find(sources)
+            except LookupError as error:
+                raise BindingError(self._task, name, problem=str(error)) from error
+        return Given(run, inputs)
+
+
+def is_async_generator(fn: Any) -> bool:
+    """Whether calling ``fn`` gives an asynchronous generator."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if not inspect.isroutine(fn) and not isinstance(fn, type):
+        fn = type(fn).__call__
+    return inspect.isasyncgenfunction(fn)

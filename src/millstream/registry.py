@@ -18,8 +18,9 @@ from millstream.graph import Graph, cycles, missing
 from millstream.task import CONSTANT, Task, name_of
 
 if TYPE_CHECKING:
-    from millstream.binding import Binding, Invoke
+    from millstream.binding import Binding, Declared, Invoke
     from millstream.config.edges import Edge
+    from millstream.config.expressions import Outputs
     from millstream.executors.base import Executor
     from millstream.executors.owned import Executors
     from millstream.executors.remote.calls import Bound
@@ -33,17 +34,47 @@ def terms_of(
     over = task.for_each
     elsewhere = is_elsewhere(task, executor, binding.is_async)
     is_async = binding.is_async and not elsewhere
+    invoke = binding.compile(bound(task.fn) if elsewhere else None, needs, mapped=over is not None)
+    reads = routes is not None or over is not None or binding.reads(needs)
+    declared = declared_inputs(task)
+    if declared is not None:
+        invoke = declared.filling(invoke, task.fn, is_async=is_async)
+        reads = reads or declared.reads_joins
     return _terms(
         task,
         executor,
-        binding.compile(bound(task.fn) if elsewhere else None, needs, mapped=over is not None),
+        invoke,
         expand=None if over is None else _expansion(task.name, over, is_async),
         is_async=is_async,
         collects=binding.collects,
-        required=binding.required(needs, mapped=over is not None),
-        reads_upstream=routes is not None or over is not None or binding.reads(needs),
+        required=binding.required(needs, mapped=over is not None, declared=declared_names(task)),
+        reads_upstream=reads,
         routes=routes,
+        outputs=outputs_of(task),
     )
+
+
+def declared_names(task: Task[..., Any]) -> Iterable[str]:
+    """Return the parameters that a task's ``inputs`` fill."""
+    return () if task.inputs is None else ("payload",) if isinstance(task.inputs, str) else task.inputs
+
+
+def declared_inputs(task: Task[..., Any]) -> Declared | None:
+    """Return the inputs that a task declares, compiled; None without any."""
+    if task.inputs is None:
+        return None
+    from millstream.binding import Declared
+
+    return Declared(task.name, task.inputs)
+
+
+def outputs_of(task: Task[..., Any]) -> Outputs | None:
+    """Return where a task's output goes besides its name, compiled; None without such a place."""
+    if task.outputs is None:
+        return None
+    from millstream.config.expressions import Outputs
+
+    return Outputs(task.outputs, f"outputs of task {task.name}")
 
 
 def is_elsewhere(task: Task[..., Any], executor: Executor, is_async: bool) -> bool:
@@ -78,6 +109,7 @@ def _terms(
     is_async: bool,
     routes: tuple[str, ...] | None = None,
     expand: Invoke | None = None,
+    outputs: Outputs | None = None,
     **facts: Any,
 ) -> RunTerms:
     facts |= {"is_async": is_async, "on_dep_failure": task.on_dep_failure, "priority": task.priority}
@@ -85,14 +117,15 @@ def _terms(
         executor,
         invoke,
         routes=routes,
+        outputs=outputs if expand is None else None,
         timeout=task.timeout,
         retry=task.retry,
         max_parallel=task.max_parallel,
         uses=task.uses,
         **facts,
     )
-    # Of a task that is mapped the gates, the timeout and the retries are for the items.
-    return terms if expand is None else RunTerms(executor, expand, each=terms, **facts)
+    # Of a task that is mapped the gates, the timeout and the retries are for the items, the outputs for the whole.
+    return terms if expand is None else RunTerms(executor, expand, each=terms, outputs=outputs, **facts)
 
 
 def _identity(fn: Any) -> object:
@@ -281,7 +314,8 @@ class Registry:
         if task.depends_on is not None:
             needs = self._resolve(task, "depends_on", task.depends_on, found)
         elif mapped or self._may_infer(task):
-            needs = tuple(n for n in self.binding(task.name).inferable if n in self.tasks and n != task.name)
+            filled = {task.name, *declared_names(task)}
+            needs = tuple(n for n in self.binding(task.name).inferable if n in self.tasks and n not in filled)
         else:
             return ()
         return needs if not mapped or over in needs else (*mapped, *needs)
@@ -369,8 +403,9 @@ class Registry:
         for name, needs in self.dependencies.items():
             if not needs or name in targets:
                 continue  # inputs may come with a start, or a choice
-            mapped = self.tasks[name].for_each is not None
-            for parameter in self.binding(name).required(needs, mapped=mapped):
+            task = self.tasks[name]
+            mapped, declared = task.for_each is not None, declared_names(task)
+            for parameter in self.binding(name).required(needs, mapped=mapped, declared=declared):
                 if parameter not in needs and parameter != "payload":
                     found.append(BindingError(name, parameter, needs))
         return found

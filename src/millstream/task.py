@@ -192,6 +192,8 @@ class TaskOptions(TypedDict, total=False):
     routes: Iterable[TaskName] | None
     on_dep_failure: OnDepFailure
     for_each: str | None
+    inputs: str | Mapping[str, Any] | None
+    outputs: str | Mapping[str, str] | None
     retry: Retry | None
     retries: int | None
     max_attempts: int | None
@@ -226,6 +228,12 @@ class Options:
     #: The name of a dependency, or a path such as ``"$ctx.rows"``: it is called for each item of that,
     #: and its output is the list of what it returned.
     for_each: str | None = None
+    #: What its parameters are filled with, by their names: any values, in which texts such as ``"$ctx.rows.0"`` or
+    #: ``"Hello {{ ctx.name }}"`` stand for what they find when it is called. One such text alone is its ``payload``.
+    inputs: str | Mapping[str, Any] | None = None
+    #: Where in the context its output is put, too: a path such as ``"$ctx.data.rows"``, or a path for each of
+    #: several keys of its output.
+    outputs: str | Mapping[str, str] | None = None
     #: How often it is tried, and how long it waits in between. In short: ``retries`` (attempts after the
     #: first) or ``max_attempts``, ``backoff``, ``backoff_base`` and ``backoff_max`` (seconds), ``retry_on``.
     retry: Retry | None = None
@@ -247,8 +255,8 @@ class Options:
     needs: tuple[str, ...] | None = None
 
     KEPT: ClassVar[tuple[str, ...]] = (
-        "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "retry",
-        "max_parallel", "uses", "resources", "priority", "version",
+        "executor", "timeout", "description", "depends_on", "routes", "on_dep_failure", "for_each", "inputs",
+        "outputs", "retry", "max_parallel", "uses", "resources", "priority", "version",
     )  # fmt: skip
     #: Options that are short for a ``Retry``.
     SHORT: ClassVar[tuple[str, ...]] = (
@@ -306,6 +314,25 @@ def _check_for_each(value: Any, what: str) -> Any:
     return value
 
 
+def _check_inputs(value: Any, what: str) -> Any:
+    if not isinstance(value, str | Mapping):
+        raise TypeError(f"The {what} are a mapping of names to values, or one text such as '$ctx.rows', not {value!r}.")
+    from millstream.config.expressions import compile_value  # only for tasks that have some
+
+    for name in value if isinstance(value, Mapping) else ():
+        if not isinstance(name, str):
+            raise TypeError(f"The {what} have names that are strings, and {name!r} is none.")
+    compile_value(value, what)
+    return value
+
+
+def _check_outputs(value: Any, what: str) -> Any:
+    from millstream.config.expressions import Outputs
+
+    Outputs(value, what)
+    return value
+
+
 class Task(Options, Generic[P, R]):
     """A named callable with its options. Calling it calls the function, without any engine.
 
@@ -340,6 +367,8 @@ class Task(Options, Generic[P, R]):
             self.retry = Retry.of(self.name, **short)
         if self.for_each is not None:
             self.needs = None  # that may be one, too
+            if isinstance(self.inputs, str) or (self.inputs is not None and "payload" in self.inputs):
+                raise ValueError(f"Task {self.name} has a payload in its inputs, and with for_each that is the item.")
         if self.executor == "thread":
             from millstream.binding import is_async  # only then, for it is large
 
@@ -573,6 +602,8 @@ CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "routes": task_names,
     "on_dep_failure": _check_policy,
     "for_each": _check_for_each,
+    "inputs": _check_inputs,
+    "outputs": _check_outputs,
     "max_parallel": check_count,
     "uses": limit_names,
     "resources": check_resources,

@@ -213,13 +213,28 @@ class Recall:
         found = Finished(facts, values)
         self._finished.add(path)
         if found.place is None:
-            self._run.context._values[found.name] = values[0]
-            self._appended.pop(found.name, None)
+            self._put(found, values[0])
         item = self._take(path)
         if item is None:
             self._known[path] = found
         else:
             self._finish(item, found)
+
+    def _put(self, found: Finished, output: Any) -> None:
+        """Store an output in the context."""
+        values = self._run.context._values
+        changed = {found.name: output}
+        terms = None if found.digest is not None else self._run.plan.terms(found.name)
+        if terms is not None and terms.outputs is not None:
+            try:
+                changed |= terms.outputs.written(values, output)
+            except LookupError as error:
+                raise CheckpointError(
+                    f"Run {self._run.id} cannot go on with the outputs of task {found.name} as they are now: {error}"
+                ) from error
+        for key, value in changed.items():
+            values[key] = value
+            self._appended.pop(key, None)
 
     def _take(self, path: int) -> Any:
         """Return the task run of a path, ready to be called; None when it is not."""

@@ -35,6 +35,7 @@ from millstream.engine.waiting import GRACE, Waiting, waits_somewhere
 from millstream.engine.waits import Blocked, Idle, call_in
 from millstream.errors import (
     CheckpointError,
+    ConfigError,
     DeadlockError,
     DependencyFailedError,
     ExecutorLostError,
@@ -337,9 +338,11 @@ class FlowRun(Waiting):
             self._came_late(item)  # it was given up: what comes late changes nothing
             return
         scheduler, task = self.scheduler, item.task
-        joins, feed = False, None
-        if requests or task.terms.routes is not None:
+        joins, feed, changed = False, None, None
+        if requests or task.terms.says_more:
             try:
+                if task.terms.outputs is not None:
+                    changed = self._changed_by(task, output)
                 if task.terms.routes is not None:
                     requests = self._routed(item, output, requests)
                 if type(requests) is list:
@@ -360,6 +363,9 @@ class FlowRun(Waiting):
         blocked = self.blocked
         if blocked.waiting and name in blocked.waiting:
             blocked.satisfy(name, output)
+        if changed is not None:
+            for key, value in changed.items():
+                self.context._put(key, value)
         if self.stream_buffer is not None:
             self._push(StreamChunk(item.id, output))
         task.output = output
@@ -429,6 +435,17 @@ class FlowRun(Waiting):
         for request in requests if type(requests) is list else getattr(requests, "ahead", ()):
             self._refuse_no_route(item, request)
         return [each for each in requests if self.plan.has(each.id)] if type(requests) is list else requests
+
+    def _changed_by(self, task: RunTask, output: Any) -> dict[str, Any]:
+        """Return the keys of the context that a task writes its output to, with their new values.
+
+        Raises:
+            ConfigError: it cannot be written there.
+        """
+        try:
+            return task.terms.outputs.written(self.context._values, output)  # type: ignore[no-any-return]
+        except LookupError as error:
+            raise ConfigError(f"outputs of task {task.name}", str(error)) from error
 
     def _refuse_no_route(self, item: Item, request: Any) -> None:
         routes = item.task.terms.routes
@@ -718,7 +735,8 @@ class FlowRun(Waiting):
     def _commit_reports(self) -> None:
         assert self.journal is not None, "only a run with a journal keeps that"
         reports, self._reports = self._reports, []
-        if self.plan.max_task_runs is not None:  # what one asks for decides what the next one may ask for
+        # What one asks for, or writes, decides what the next one may ask for, or write.
+        if self.plan.max_task_runs is not None or any(report[0].task.terms.outputs for report in reports):
             for report in reports:
                 self._commit([report])
         else:
@@ -761,6 +779,8 @@ class FlowRun(Waiting):
         pages = None
         if item.status is RUNNING:
             try:
+                if item.task.terms.outputs is not None:
+                    self._changed_by(item.task, output)
                 if item.task.terms.routes is not None:
                     requests = self._routed(item, output, requests)
                 if isinstance(requests, Feed):

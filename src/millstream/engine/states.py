@@ -67,7 +67,9 @@ class Terms:
 class RunTerms(Terms):
     """The same for the driver: how its runs are called."""
 
-    __slots__ = ("each", "executor", "invoke", "is_async", "retry", "routes", "timeout", "unseen")
+    __slots__ = (
+        "each", "executor", "invoke", "is_async", "outputs", "retry", "routes", "says_more", "timeout", "unseen",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class RunTerms(Terms):
         timeout: float | None = None,
         retry: Retry | None = None,
         routes: tuple[str, ...] | None = None,
+        outputs: Any = None,
         each: RunTerms | None = None,
         **terms: Any,
     ) -> None:
@@ -87,6 +90,8 @@ class RunTerms(Terms):
         self.is_async = is_async
         self.timeout, self.retry = timeout, retry
         self.routes = routes  #: what it may choose; None for a task that is no router
+        self.outputs = outputs  #: tells where its output goes besides its name; None: nowhere
+        self.says_more = routes is not None or outputs is not None  #: its output does more than to be there
         self.each = each  #: for a task that is mapped: the terms of its items, which ``invoke`` gives
         self.unseen = not (self.uses or retry or timeout)  #: its attempts by themselves need no watching
 
