@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, cast
 
-from millstream.config.expressions import Sources, compile_path, compile_value
+from millstream.config.expressions import Path, Sources, compile_path, compile_value
 from millstream.context import Context
 from millstream.errors import BindingError
 from millstream.task import RESERVED_PARAMETERS
@@ -540,14 +540,12 @@ class Declared:
         where = f"inputs of task {task}"
         self._task = task
         self._values = {name: compile_value(value, f"{where}.{name}") for name, value in named.items()}
-        paths = [path for value in self._values.values() for path in value.paths()]
-        self.reads_joins = any(path.root == "joins" for path in paths)
+        self.reads_joins = any(path.root == "joins" for path in self.paths())
         self._awaited = list(dict.fromkeys(key for value in self._values.values() for key in value.awaited()))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters that they fill."""
-        return tuple(self._values)
+    def paths(self) -> list[Path]:
+        """Return all paths that are looked up."""
+        return [path for value in self._values.values() for path in value.paths()]
 
     def filling(self, invoke: Invoke, fn: Callable[..., Any], *, is_async: bool) -> Invoke:
         """Return what calls ``invoke``, which calls ``fn``, with these inputs.

@@ -98,7 +98,7 @@ class Durable:
     """
 
     def __init__(self, store: Store | str | os.PathLike[str]) -> None:
-        self._owns = isinstance(store, str | os.PathLike)
+        self.owns = isinstance(store, str | os.PathLike)  #: it is closed with the flow
         if isinstance(store, str | os.PathLike):
             from millstream.stores.sqlite import SQLiteStore
 
@@ -109,7 +109,7 @@ class Durable:
 
     def close(self) -> None:
         """Close what was opened here."""
-        if self._owns:
+        if self.owns:
             self.store.close()
 
     # ---- beginning and going on -------------------------------------------------------------------

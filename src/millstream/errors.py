@@ -102,12 +102,14 @@ class RouteError(FlowError, ValueError):
 class ConfigError(FlowError, ValueError):
     """Something written down (edges, an expression, a file) that cannot be used."""
 
-    def __init__(self, where: str, problem: str) -> None:
-        super().__init__(where, problem)
+    def __init__(self, where: str, problem: str, problems: Iterable[ConfigError] = ()) -> None:
+        problems = tuple(problems)
+        super().__init__(where, problem, problems)
         self.where, self.problem = where, problem
+        self.problems = problems  #: each by itself, if there are several
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem}"
+        return "\n  ".join([f"{self.where}: {self.problem}", *map(str, self.problems)])
 
 
 class DependencyFailedError(FlowError):

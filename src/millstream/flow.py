@@ -263,6 +263,56 @@ class Flow:
         self._context_used = False  # the newest run has it
         self._closed = False
 
+    @classmethod
+    def from_config(
+        cls,
+        config: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        allow: Iterable[str] | None = None,
+        callables: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Self:
+        """Make a flow that is written down.
+
+        Args:
+            config: the path of a file in YAML, TOML or JSON, or what would be in it: ``{"flow": {...}}``.
+            allow: names of modules that may be imported, with what is below them. Without it all may, but for
+                Python's own: to call ``json.loads``, allow ``"json"``.
+            callables: functions that tasks may call by these names; nothing is imported for them.
+
+        Raises:
+            ConfigError: the file cannot be read, or something in it cannot be used: every problem, with its path.
+            TypeError: one of the arguments cannot be used.
+        """
+        from millstream.config.loader import load
+
+        return load(cls, config, allow, callables)
+
+    @classmethod
+    def from_dsl(
+        cls,
+        tasks: Mapping[str, Callable[..., Any] | Task[..., Any]],
+        *,
+        entry: str | None = None,
+        edges: str | Iterable[str | tuple[str, str]] = (),
+        **settings: Any,
+    ) -> Self:
+        """Make a flow of tasks and of edges between them.
+
+        Args:
+            tasks: callables, or ``Task`` objects with their options, by the names that they get here.
+            entry: name of the task that a run starts with.
+            edges: as for ``connect``: ``["extract >> transform", "(a & b) >> c", ("c", "d")]``.
+            settings: further options of ``Flow``.
+
+        Raises:
+            ConfigError: an edge is none, or names no task; so does the entry.
+            TypeError, ValueError: a bad task or setting.
+            ExceptionGroup: as ``validate``.
+        """
+        from millstream.config.loader import built
+
+        return built(cls, tasks, entry, edges, settings)
+
     # ---- the registry -----------------------------------------------------------------------------
 
     @property

@@ -397,8 +397,21 @@ class Registry:
         return []
 
     def unfilled(self) -> list[Exception]:
-        """Return a ``BindingError`` for each parameter of a task with dependencies that nothing fills."""
+        """Return a ``BindingError`` for each parameter of a task with dependencies that nothing fills.
+
+        And an error for each declared input that reads what a task has given that is not there.
+        """
         found: list[Exception] = []
+        for task in self.tasks.made:
+            declared = None if task is None else declared_inputs(task)
+            for path in () if declared is None else declared.paths():
+                if path.root in ("payload", "joins") and path.key not in self.tasks:
+                    found.append(TaskNotFoundError(path.key, self.tasks))
+                elif path.root == "joins" and not path.parts[0].isdigit():
+                    parents = self.dependencies[path.key]
+                    if path.parts[0] not in parents:
+                        problem = f"{path.text}: {path.parts[0]} is nothing that {path.key} depends on."
+                        found.append(BindingError(task.name, "its inputs", parents, problem))  # type: ignore[union-attr]
         targets = {end for ends in self.routes.values() for end in ends}
         for name, needs in self.dependencies.items():
             if not needs or name in targets:

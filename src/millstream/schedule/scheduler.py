@@ -9,10 +9,11 @@ schedule that comes back after a while knows what it has missed. May import: cro
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -211,6 +212,28 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._stopped = self._woken = False
         self._wakes: list[Callable[[], object]] = []  # of ``arun``
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        allow: Iterable[str] | None = None,
+        callables: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Scheduler:
+        """Make a flow that is written down, and a scheduler with the jobs of its ``schedule``.
+
+        The flow is ``scheduler.flow``, which is yours to close. The arguments and errors are those of
+        ``Flow.from_config``.
+        """
+        from millstream.config.loader import load_schedule
+
+        return load_schedule(config, allow, callables)
+
+    @property
+    def flow(self) -> Flow:
+        """The flow whose tasks are run."""
+        return self._flow
 
     @property
     def jobs(self) -> tuple[Job, ...]:
