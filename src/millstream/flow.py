@@ -445,11 +445,14 @@ class Flow:
 
         Raises:
             ExceptionGroup: every problem: no tasks, names of no task, functions of another flow, circles
-                of dependencies (``CycleError`` has the path), parameters of dependants that nothing fills.
+                of dependencies (``CycleError`` has the path), parameters of dependants that nothing fills,
+                ``inputs`` that read the output of no task.
         """
         with self._lock:
             registry = self._registry
-            found = [*registry.problems(), *registry.unfilled()] if registry.tasks else [FlowError(self._no_tasks())]
+            found: list[Exception] = [FlowError(self._no_tasks())]
+            if registry.tasks:
+                found = [*registry.problems(), *registry.unfilled(), *registry.astray()]
         if found:
             problems = "1 problem" if len(found) == 1 else f"{len(found)} problems"
             raise ExceptionGroup(f"Flow {self._name} has {problems}", found)

@@ -397,21 +397,8 @@ class Registry:
         return []
 
     def unfilled(self) -> list[Exception]:
-        """Return a ``BindingError`` for each parameter of a task with dependencies that nothing fills.
-
-        And an error for each declared input that reads what a task has given that is not there.
-        """
+        """Return a ``BindingError`` for each parameter of a task with dependencies that nothing fills."""
         found: list[Exception] = []
-        for task in self.tasks.made:
-            declared = None if task is None else declared_inputs(task)
-            for path in () if declared is None else declared.paths():
-                if path.root in ("payload", "joins") and path.key not in self.tasks:
-                    found.append(TaskNotFoundError(path.key, self.tasks))
-                elif path.root == "joins" and not path.parts[0].isdigit():
-                    parents = self.dependencies[path.key]
-                    if path.parts[0] not in parents:
-                        problem = f"{path.text}: {path.parts[0]} is nothing that {path.key} depends on."
-                        found.append(BindingError(task.name, "its inputs", parents, problem))  # type: ignore[union-attr]
         targets = {end for ends in self.routes.values() for end in ends}
         for name, needs in self.dependencies.items():
             if not needs or name in targets:
@@ -421,6 +408,23 @@ class Registry:
             for parameter in self.binding(name).required(needs, mapped=mapped, declared=declared):
                 if parameter not in needs and parameter != "payload":
                     found.append(BindingError(name, parameter, needs))
+        return found
+
+    def astray(self) -> list[Exception]:
+        """Return an error for each declared input that reads what a task has given that is not there."""
+        found: list[Exception] = []
+        for task in self.tasks.made:
+            inputs = None if task is None else declared_inputs(task)
+            if task is None or inputs is None:
+                continue
+            for path in inputs.paths():
+                if path.root in ("payload", "joins") and path.key not in self.tasks:
+                    found.append(TaskNotFoundError(path.key, self.tasks))
+                elif path.root == "joins" and not path.parts[0].isdigit():
+                    parents = self.dependencies[path.key]
+                    if path.parts[0] not in parents:
+                        problem = f"{path.text}: {path.key} depends on no {path.parts[0]}."
+                        found.append(BindingError(task.name, "its inputs", parents, problem))
         return found
 
     # ---- what runs need -------------------------------------------------------------------------
