@@ -471,6 +471,22 @@ class Flow:
             registry = self._registry
             return drawn(self._name, registry.tasks, registry.dependencies, registry.routes)
 
+    def to_mermaid(self) -> str:
+        """Return a drawing of the flow as a Mermaid flowchart; routes are dotted."""
+        from millstream.show.mermaid import drawn
+
+        with self._lock:
+            registry = self._registry
+            return drawn(registry.tasks, registry.dependencies, registry.routes)
+
+    def to_dot(self) -> str:
+        """Return a drawing of the flow in the language of Graphviz; routes are dashed."""
+        from millstream.show.dot import drawn
+
+        with self._lock:
+            registry = self._registry
+            return drawn(self._name, registry.tasks, registry.dependencies, registry.routes)
+
     def subgraph(self, targets: Iterable[TaskName]) -> Flow:
         """Return a new flow of ``targets`` and all that they depend on, with the settings of this one.
 
@@ -1022,6 +1038,14 @@ class Flow:
             CheckpointError: the flow has no store, or it cannot be written.
         """
         self._kept().store.forget(run_id)
+
+    def _keep_in(self, store: Store) -> None:
+        """Take a store that was opened for this flow, and is closed with it."""
+        if self._durable is not None:
+            raise CheckpointError(f"Flow {self._name} has a store of its own already: leave the other one out.")
+        self._durable = durable_of(store)
+        self._durable.owns = True
+        self._settings["store"] = store
 
     def _kept(self) -> Durable:
         if self._durable is None:
