@@ -236,7 +236,8 @@ class Durable:
             holds = rewound(kept.reader, entries, again, graph)
             self._create(run, beginning._replace(tasks=numbered), kept.inputs, kept.values, kept.metadata, holds)
             entries = iter(holds)
-        run.go_on_from(Reader(self.store, run.id), entries, keys)
+        known = {*kept.values, *(kept.inputs or ())}
+        run.go_on_from(Reader(self.store, run.id), entries, keys, known, kept.head if again is None else None)
 
     def _opened(self, head: StoredRun) -> Kept:
         beginning = self._beginning(head)

@@ -102,6 +102,7 @@ def _see(task: Task, entry: Entry, facts: Any, values: list[Any]) -> None:
             return
         task.attempt, task.ended = attempt, ended
         task.began = task.began if task.began is not None else began
+        task.returned.discard(path)
         if entry.kind == "finished":
             task.runs += 1
         else:

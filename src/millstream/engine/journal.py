@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.errors import CheckpointError, FlowError
 from millstream.report import ErrorReport
-from millstream.stores.base import Entry, Store
+from millstream.stores.base import Entry, Store, StoredRun
 from millstream.stores.serial import UnfitError, written
 from millstream.task import current_run
 from millstream.values import NextTask, Status
 
 if TYPE_CHECKING:
     from millstream.engine.lane import Item
+    from millstream.engine.states import Settled
 
 #: With ``sync="group"`` what has happened is committed after so many seconds.
 GROUP_TIME = 0.05
@@ -70,7 +71,8 @@ class Journal:
         self._entries: list[Entry] = []  # not committed yet
         self._size = 0  # of their texts
         self._writer: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._refused = False
+        self._was: StoredRun | None = None
         self.failure: CheckpointError | None = None  #: why nothing is written any more
 
     # ---- what happens -----------------------------------------------------------------------------
@@ -90,7 +92,7 @@ class Journal:
         facts: list[Any] = [
             task.name, item.number, place, item.attempt, self._at(task.began), self._wall(None),
             pages if pages is not None else None if asked is None else [shape_of(request) for request in asked],
-            getattr(item, "calls", 0), getattr(item.extra, "digest", None), getattr(item.extra, "needs", None),
+            calls_of(item), getattr(item.extra, "digest", None), getattr(item.extra, "needs", None),
         ]  # fmt: skip
         values = [self._plain(output, item, "its output")]
         if asked is not None:
@@ -101,7 +103,7 @@ class Journal:
         """An attempt has failed, and the next one comes at ``due``."""
         self._emitted.pop(item.path, None)  # the next attempt emits all of it again
         self.skip.pop(item.path, None)
-        facts = [item.task.name, item.id, item.attempt, self._wall(due), *said_of(error)]
+        facts = [item.task.name, item.id, item.attempt, self._wall(due), *said_of(error), calls_of(item)]
         self._add(("retry", item.path, facts, ()), commit=True)
 
     def failed(self, item: Any, status: Status, error: ErrorReport) -> None:
@@ -109,14 +111,12 @@ class Journal:
         facts = [item.task.name, item.id, item.attempt, str(status), self._at(item.task.began), self._wall(None)]
         self._add(("failed", item.path, [*facts, error.type, error.message, error.traceback], ()))
 
-    def returned(self, finished: Entry) -> None:
-        """A task run has succeeded, and a call that it had submitted has not, so it will run again."""
-        self.put(finished._replace(kind="returned"))
-
-    def settled(self, task: str, task_id: str, status: Status, error: ErrorReport | None) -> None:
+    def settled(self, entry: Settled, error: ErrorReport | None) -> None:
         """A task run, or a task, has ended without being called."""
         said = None if error is None else [error.type, error.message, error.traceback]
-        self._add(("settled", None, [task, task_id, str(status), self._wall(None), said], ()))
+        name, run = entry.task.name, entry.run
+        facts = [name, name if run is None else run.id, str(entry.status), self._wall(None), said]
+        self._add(("settled", None if run is None else run.path, facts, ()))
 
     def asking(self, item: Item, request: NextTask) -> Callable[[], None]:
         """A generator task is about to make a request, while it goes on; return what notes that it has.
@@ -284,6 +284,9 @@ class Journal:
         if self.failure is not None:
             self.store.release(self.run_id)
             raise self.failure
+        if self._refused:
+            self._give_back()
+            return
         said = None if error is None else [error.type, error.message, error.traceback]
         end = Entry("end", None, written([str(status), self._wall(None), said, others]))
         try:
@@ -291,6 +294,20 @@ class Journal:
         except Exception as error:
             self.store.release(self.run_id)
             raise self._fails(error) from error
+
+    def refused(self, was: StoredRun | None) -> None:
+        """The run does not go on after all: it is to be what it was; None: it was made just now."""
+        with self._changed:
+            self._refused, self._was, self._entries = True, was, []
+
+    def _give_back(self) -> None:
+        was = self._was
+        if was is not None and was.finished_at is not None:
+            self.store.finish(self.run_id, was.status, was.finished_at, [])
+        else:
+            self.store.release(self.run_id)
+            if was is None:
+                self.store.forget(self.run_id)
 
     def _serve(self) -> None:
         """The life of the thread that commits groups."""
@@ -402,6 +419,24 @@ class Reader:
                 (written, shapes), values = self.facts(entry)
                 requests = self.requests(shapes, values) if written == name else []
             yield from requests
+
+
+def calls_of(item: Item) -> list[Any]:
+    """Return how many calls a task run has submitted without a key; then the others: keys, and how many came before."""
+    keys: dict[int, int] = getattr(item, "call_keys", {})
+    return [getattr(item, "calls", 0), *map(list, keys.items())]
+
+
+def call_paths(path: int, calls: Sequence[Any]) -> Iterator[int]:
+    """Return the paths of calls that a task run has submitted, in order; ``calls`` is what ``calls_of`` has said."""
+    count, *keys = calls
+    place = 0
+    for key, before in [*keys, (None, count)]:
+        while place < before:
+            place += 1
+            yield hash((path, 3, place))
+        if key is not None:
+            yield hash((path, 5, key))
 
 
 def said_of(error: BaseException) -> tuple[str, str]:

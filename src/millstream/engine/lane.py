@@ -76,12 +76,13 @@ class RunTask(TaskState):
 class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
-    __slots__ = ("blocked", "calls", "chose", "limit", "since", "timer", "variables", "where")
+    __slots__ = ("blocked", "call_keys", "calls", "chose", "limit", "since", "timer", "variables", "where")
 
     blocked: int  #: how many of its waits are on: at any, it does not count for ``max_parallel``; not set before
     variables: Variables | None  #: what a submitted call is called in, while it is; set only for one
     chose: bool  #: a generator with routes has chosen what its run leaves out; not set before
-    calls: int  #: how many calls it has submitted; not set before the first
+    calls: int  #: how many calls it has submitted without a key; not set before the first
+    call_keys: dict[int, int]  #: numbers of the keys of the others, and how many came before; not set before the first
 
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
     timer: Timer  #: what will say so

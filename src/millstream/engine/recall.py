@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millstream.engine.journal import Journal, Reader
+from millstream.engine.journal import Journal, Reader, call_paths
 from millstream.engine.lane import Feed
 from millstream.engine.ready import Ready
 from millstream.engine.states import SKIPPED, Call, Coalesced, Place, Scope, Settled
 from millstream.errors import CheckpointError, FlowError
-from millstream.stores.base import Entry
+from millstream.stores.base import Entry, StoredRun
 from millstream.values import NextTask
 
 if TYPE_CHECKING:
@@ -48,6 +48,14 @@ class Tried(NamedTuple):
     attempt: int
     due: float  #: the time of the next one
     asked: Sequence[NextTask]  #: by a generator task
+    calls: Sequence[Any]  #: as of ``Finished``
+
+
+class Appended(NamedTuple):
+    """A list in the context that was appended to."""
+
+    owners: list[list[int | None]]  #: who has appended what: the path of a task run, or None for good
+    made: bool  #: there was none before
 
 
 class Recall:
@@ -57,10 +65,14 @@ class Recall:
         run: has not begun.
         reader: of the journal.
         entries: of the journal, in order.
+        known: keys that the context had at the start.
+        was: what the run was before it was claimed; None for one that was made just now.
     """
 
-    def __init__(self, run: FlowRun, reader: Reader, entries: Iterable[Entry]) -> None:
-        self._run, self._reader, self._entries = run, reader, entries
+    def __init__(
+        self, run: FlowRun, reader: Reader, entries: Iterable[Entry], known: Iterable[str], was: StoredRun | None
+    ) -> None:
+        self._run, self._reader, self._entries, self._was = run, reader, entries, was
         self._live: dict[int, Any] = {}  # what the scheduler has made and nobody calls yet, by path
         self._known: dict[int, Finished] = {}
         self._tried: dict[int, deque[Tried]] = {}  # attempts that have failed of those that are not made yet
@@ -73,7 +85,12 @@ class Recall:
         self._finished: set[int] = set()
         self._skipped: set[str] = set()  # ids of those of which that was told
         self._ids: dict[int, str] = {}  # of calls that nobody has a handle of
-        self._appended: dict[str, list[int | None]] = {}  # who has appended what, in lists of the context
+        self._taken: set[int] = set()  # those of them whose output another one takes
+        self._maps: dict[int, Finished] = {}  # that finish with the last of their items
+        self._returned: set[int] = set()
+        self._keys = set(known)  # of the context, that have been set until now
+        self._appended: dict[str, Appended] = {}  # lists of the context that were appended to
+        self._attempts: dict[int, list[int | None]] = {}  # who appends; what a whole attempt has done is done
         self._emitted: dict[int, int] = {}
         self.replaying = True  #: nothing is called yet
 
@@ -145,6 +162,9 @@ class Recall:
                         raise
                     raise CheckpointError(f"Run {self._run.id} cannot go on with the tasks of now: {error}") from error
         self._take_back()
+        keeper = self._run.keeper
+        assert keeper is not None, "only a run with a journal is recalled"
+        keeper.delivered = self._returned
         self._journal.resumed()
         self._journal.skip = {path: n for path, n in self._emitted.items() if path not in self._finished}
         self._journal.commit()
@@ -180,6 +200,11 @@ class Recall:
         self._journal.set(key, value)
         self._run.context._values[key] = value
 
+    def refused(self) -> None:
+        """The run does not go on after all."""
+        if self.replaying:
+            self._journal.refused(self._was)
+
     def go_on(self) -> None:
         """Everything that is left is to be called."""
         self.replaying = False
@@ -212,6 +237,7 @@ class Recall:
     def _has_finished(self, path: int, facts: Any, values: list[Any]) -> None:
         found = Finished(facts, values)
         self._finished.add(path)
+        self._returned.discard(path)
         if found.place is None:
             self._put(found, values[0])
         item = self._take(path)
@@ -234,6 +260,7 @@ class Recall:
                 ) from error
         for key, value in changed.items():
             values[key] = value
+            self._keys.add(key)
             self._appended.pop(key, None)
 
     def _take(self, path: int) -> Any:
@@ -249,12 +276,11 @@ class Recall:
         return self._live.pop(path, None)
 
     def _had_to_retry(self, path: int, facts: Any, values: list[Any]) -> None:
-        _, _, attempt, due, *_ = facts
+        _, _, attempt, due, _, _, calls = facts
         # What a whole attempt has done is done, also if it failed.
-        for owners in self._appended.values():
-            owners[:] = [None if owner == path else owner for owner in owners]
+        self._attempts.pop(path, [None])[0] = None
         self._emitted.pop(path, None)  # they count anew
-        tried = Tried(attempt, due, self._asked.pop(path, ()))
+        tried = Tried(attempt, due, self._asked.pop(path, ()), calls)
         item = self._take(path)
         if item is None:
             self._tried.setdefault(path, deque()).append(tried)
@@ -265,14 +291,20 @@ class Recall:
         """Return the one that comes after an attempt that has failed, and its time."""
         item.begin()
         self._ask(item, tried.asked)
-        again = self._run.scheduler.retry(item)
+        again: Any = self._run.scheduler.retry(item)
         again.attempt = tried.attempt + 1
+        again.calls, again.call_keys = tried.calls[0], dict(tried.calls[1:])
         self._run._close_list(item)
         return again, tried.due
 
     def _has_failed(self, path: int, facts: Any, values: list[Any]) -> None:
         """It runs again. But who asked for its task after it had failed has asked for another task run."""
         item = self._live.get(path)
+        if item is None and path in self._retries:
+            item = self._retries[path][0]
+        self._is_over(path, item)
+
+    def _is_over(self, path: int, item: Any) -> None:
         if item is not None and item.task.node is None and path not in self._failed:
             item.task.live -= 1
             self._failed[path] = item
@@ -281,6 +313,11 @@ class Recall:
         _, task_id, status, *_ = facts
         if status == SKIPPED:
             self._skipped.add(task_id)
+        if path is not None:  # it will be decided again
+            self._is_over(path, next((run for run in self._run.scheduler.pending if run.path == path), None))
+
+    def _has_returned(self, path: int, facts: Any, values: list[Any]) -> None:
+        self._returned.add(path)
 
     def _was_resumed(self, path: int, facts: Any, values: list[Any]) -> None:
         """What had not finished by then has begun anew, so what it had done until then does not count."""
@@ -305,47 +342,67 @@ class Recall:
 
     def _was_set(self, path: int | None, facts: Any, values: list[Any]) -> None:
         self._run.context._values[facts[0]] = values[0]
+        self._keys.add(facts[0])
         self._appended.pop(facts[0], None)
 
     def _was_deleted(self, path: int | None, facts: Any, values: list[Any]) -> None:
         self._run.context._values.pop(facts[0], None)
+        self._keys.discard(facts[0])
         self._appended.pop(facts[0], None)
 
     def _was_appended(self, path: int | None, facts: Any, values: list[Any]) -> None:
-        items = self._run.context._values.setdefault(facts[0], [])
-        if isinstance(items, list):
-            owners = self._appended.setdefault(facts[0], [None] * len(items))
-            items.append(values[0])
-            owners.append(path)
+        key, context = facts[0], self._run.context._values
+        appended = self._appended.get(key)
+        if appended is None:
+            # What a shared context has of the last time does not count, and the list may be somebody's output.
+            found = context.get(key) if key in self._keys else None
+            if found is not None and not isinstance(found, list):
+                return
+            context[key] = list(found or ())
+            appended = self._appended[key] = Appended([[None] for _ in context[key]], key not in self._keys)
+            self._keys.add(key)
+        context[key].append(values[0])
+        appended.owners.append([None] if path is None else self._attempts.setdefault(path, [path]))
 
     def _take_back(self) -> None:
         """What was appended by those that will run again is appended again then."""
         context, finished = self._run.context._values, self._finished
-        for key, owners in self._appended.items():
-            kept = [n for n, owner in enumerate(owners) if owner is None or owner in finished]
+        for key, (owners, made) in self._appended.items():
+            kept = [n for n, (owner,) in enumerate(owners) if owner is None or owner in finished]
             if len(kept) < len(owners):
                 items = context[key]
                 context[key] = [items[n] for n in kept]
-                if not kept:
+                if made and not kept:
                     del context[key]
-        self._appended = {}
+                    self._keys.discard(key)
+        self._appended, self._attempts = {}, {}
 
     # ---- task runs --------------------------------------------------------------------------------
 
     def _finish(self, item: Any, found: Finished) -> None:
-        """A task run gives what it gave."""
-        run, scheduler, task = self._run, self._run.scheduler, item.task
-        output = found.values[0]
+        """A task run gives what it gave; a map, when the last of its items has."""
+        task, outputs = item.task, found.values[0]
         item.begin()
         item.attempt = task.attempt = found.attempt
         if found.began is not None and task.began is None:
             task.began = self._instant(found.began)
+        if task.each is not None and isinstance(outputs, list):
+            count = len(outputs)
+            if count and all(hash((item.path, index)) in self._known for index in range(count)):
+                self._maps[item.path] = found
+                self._run.scheduler.spread(item, [None] * count)  # what they were given is not asked for
+                return
+        self._give(item, found)
+
+    def _give(self, item: Any, found: Finished) -> None:
+        run, scheduler, task = self._run, self._run.scheduler, item.task
+        output = found.values[0]
         task.output, task.ended = output, self._instant(found.ended)
         self._ask(item, self._asked.pop(item.path, ()))
         requests: Any = None
         feed = None
-        for place in range(1, (found.calls or 0) + 1):
-            self._submit(item, hash((item.path, 3, place)))
+        for path in call_paths(item.path, found.calls):
+            self._submit(item, path)
         if isinstance(found.asked, str):
             requests, feed = (), self._feed_of(item, found.asked)
         elif found.asked is not None:
@@ -357,15 +414,18 @@ class Recall:
         if call is not None:
             call.succeed(run, output)
             item.variables = None
-        if scheduler.finished(item, output, requests, joins) and feed is None and run._results is not None:
+        terminal = scheduler.finished(item, output, requests, joins)
+        if terminal and feed is None and run._results is not None and item.path not in self._taken:
             run._results[item.id] = output
         if isinstance(call, Gone) and run._results is not None:
             self._ids[item.path] = item.id
             for need in found.needs or ():  # what another call takes is no result of the run
+                self._taken.add(need)
                 run._results.pop(self._ids.get(need, ""), None)
         if call is not None:
             call.forget()
-            run._call_succeeded(call)
+            assert run.keeper is not None, "only a run with a journal is recalled"
+            run.keeper.call_ended(call)
         run._close_list(item)
         if feed is not None:
             self._feeds[item.path] = feed
@@ -378,7 +438,11 @@ class Recall:
             parent: Any = item.extra.parent
             outputs = scheduler.mapped(parent)
             if outputs is not None:
-                run.settle(parent, outputs, None, None)
+                whole = self._maps.pop(parent.path, None)
+                if whole is None:
+                    run.settle(parent, outputs, None, None)
+                else:
+                    self._give(parent, whole)
 
     def _ask(self, item: Any, requests: Iterable[NextTask]) -> None:
         """A generator task made these requests while it went on."""
@@ -415,6 +479,7 @@ class Recall:
 
 STEPS: dict[str, Any] = {
     "finished": Recall._has_finished,
+    "returned": Recall._has_returned,
     "retry": Recall._had_to_retry,
     "failed": Recall._has_failed,
     "asked": Recall._has_asked,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from millstream.engine.journal import Reader
+from millstream.engine.journal import Reader, call_paths
 from millstream.graph import Graph
 from millstream.stores.base import Entry
 
@@ -18,6 +18,7 @@ class Child(NamedTuple):
     """Something that a task run has asked for."""
 
     path: int
+    name: str | None  #: of its task; None for an item or a call
     joins: bool
 
 
@@ -26,15 +27,16 @@ class Lineage:
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}  # of those that have finished
+        self.begun: dict[int, str] = {}  # of those that have failed, once at least
         self.children: dict[int, list[Child]] = {}
         self.parents: dict[int, int] = {}
 
-    def add(self, path: int, name: str, shapes: Sequence[Any], items: int, calls: int) -> None:
+    def add(self, path: int, name: str, shapes: Sequence[Any], items: int, calls: Sequence[Any]) -> None:
         """A task run has finished, and had asked for these, in this order."""
         self.names[path] = name
-        children = [Child(hash((path, place)), shape[2]) for place, shape in enumerate(shapes)]
-        children += [Child(hash((path, place)), False) for place in range(len(shapes), items)]
-        children += [Child(hash((path, 3, place)), False) for place in range(1, calls + 1)]
+        children = [Child(hash((path, place)), shape[0], shape[2]) for place, shape in enumerate(shapes)]
+        children += [Child(hash((path, place)), None, False) for place in range(len(shapes), items)]
+        children += [Child(each, None, False) for each in call_paths(path, calls)]
         self.children[path] = children
         for child in children:
             self.parents[child.path] = path
@@ -42,8 +44,15 @@ class Lineage:
     def after(self, names: Iterable[str], graph: Graph | None) -> set[int]:
         """Return the paths of all task runs of these tasks, and of all that came after them."""
         by_name: dict[str, list[int]] = {}
-        for path, name in self.names.items():
+        for path, name in {**self.begun, **self.names}.items():
             by_name.setdefault(name, []).append(path)
+        # Requests that coalesced: joins beside them have waited for what was under way of that task.
+        beside: dict[str, list[int]] = {}
+        for asker, children in self.children.items():
+            if any(child.joins for child in children):
+                for child in children:
+                    if child.name is not None and child.path not in self.names and not child.joins:
+                        beside.setdefault(child.name, []).append(asker)
         found: set[int] = set()
         seen: set[str] = set()
         todo: list[int] = []
@@ -67,6 +76,8 @@ class Lineage:
             found.add(path)
             if path in self.names:
                 reach(self.names[path])
+                for asker in beside.get(self.names[path], ()):
+                    todo.extend(child.path for child in self.children[asker] if child.joins)
             todo.extend(child.path for child in self.children.get(path, ()))
             while path in self.parents:  # joins of each list around it waited for it
                 path = self.parents[path]
@@ -84,11 +95,21 @@ def rewound(reader: Reader, entries: Iterable[Entry], names: Iterable[str], grap
     kept = list(entries)
     lineage = Lineage()
     asked: dict[int | None, list[Any]] = {}
+    whole: dict[int | None, int] = {}  # how many of these belong to attempts that were not interrupted
     pages: dict[tuple[int | None, str], list[Any]] = {}
     with reader.reading():
         for entry in kept:
             if entry.kind == "asked":
                 asked.setdefault(entry.key, []).append(reader.facts(entry)[0])
+            elif entry.kind in ("retry", "failed"):
+                assert entry.key is not None, "it is about a task run"
+                lineage.begun[entry.key] = reader.facts(entry)[0][0]
+                if entry.kind == "retry":
+                    whole[entry.key] = len(asked.get(entry.key, ()))
+            elif entry.kind == "resumed":  # what an attempt had asked for that was interrupted it asks for again
+                for path, made in asked.items():
+                    if path not in lineage.names:
+                        del made[whole.get(path, 0) :]
             elif entry.kind == "page":
                 name, shapes = reader.facts(entry)[0]
                 pages.setdefault((entry.key, name), []).extend(shapes)

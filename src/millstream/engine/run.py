@@ -14,7 +14,6 @@ import logging
 import math
 import os.path
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -52,15 +51,16 @@ from millstream.errors import (
 from millstream.events import shown
 from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
-from millstream.report import ErrorReport, RunReport
+from millstream.report import RunReport
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
 
 if TYPE_CHECKING:
     from millstream.engine.journal import Journal, Reader
+    from millstream.engine.keep import Keeper
     from millstream.engine.recall import Recall
     from millstream.executors.remote.calls import Caller
-    from millstream.stores.base import Entry, Store
+    from millstream.stores.base import Entry, Store, StoredRun
 
 RUNNING, SUCCESS, ABANDONED = Status.RUNNING, Status.SUCCESS, Status.ABANDONED
 FAILED, CANCELLED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.SKIPPED
@@ -168,12 +168,7 @@ class FlowRun(Waiting):
         self._done = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self.journal: Journal | None = None  #: of a durable run
-        # Failures to be written: of a task run that was called; or of one that was not, then its task and its id.
-        self._unkept: deque[tuple[Any, str | None, Status, BaseException | None]] = deque()
-        self._open_calls: dict[int, int] = {}  # submitted by task runs and not succeeded, by the paths of these
-        self._unwritten: dict[int, Entry] = {}  # what is written of these when their calls have succeeded
-        self._reports: list[tuple[Item, Any, Any, Lane | None]] = []  # outputs that are to be committed
-        self._keeping = threading.Lock()  # held while they are
+        self.keeper: Keeper | None = None  #: the same
         self.recall: Recall | None = None  #: of one that goes on from its journal
         self.resumed_from: str | None = None  #: the run that this one was made from
         self.blocked = self._attach()
@@ -317,9 +312,13 @@ class FlowRun(Waiting):
                         self.recall.set(key, value)
                     self.recall.go_on()
             except BaseException as error:
+                if self.recall is not None:
+                    self.recall.refused()
                 self._end_early(Status.FAILED, error)
                 if self.recall is not None and not self.finished:  # nothing of it is called, nor in a queue
                     self._finish()
+                if self.recall is not None and isinstance(error, FlowError) and not isinstance(error, CheckpointError):
+                    raise CheckpointError(f"Run {self.id} cannot go on with the tasks of now: {error}") from error
                 raise
             if timeout is not None:
                 self.deadline = self.clock.now() + timeout
@@ -366,7 +365,7 @@ class FlowRun(Waiting):
         if changed is not None:
             for key, value in changed.items():
                 self.context._put(key, value)
-        if self.stream_buffer is not None:
+        if self.stream_buffer is not None and (self.keeper is None or item.path not in self.keeper.delivered):
             self._push(StreamChunk(item.id, output))
         task.output = output
         task.ended = self.clock.now()
@@ -552,10 +551,12 @@ class FlowRun(Waiting):
         self._close_list(item)
         if hasattr(item, "calls"):
             again.calls = item.calls  # as for requests: calls of another attempt are others
+        if hasattr(item, "call_keys"):
+            again.call_keys = item.call_keys
         self.observer.retried(again, delay, error)
         due = self.clock.now() + delay
-        if self.journal is not None:
-            self._try_to_keep(partial(self.journal.retried, item, due, error))
+        if self.keeper is not None:
+            self.keeper.retried(item, due, error)
         if goes_on:
             self._late[item] = (again, due)  # attempts never overlap
         else:
@@ -586,9 +587,8 @@ class FlowRun(Waiting):
     def _fail(self, item: Item, error: BaseException, status: Status) -> None:
         """A task run has failed for good, or was cancelled or given up; and the map that it is an item of."""
         self._attempt_failed(item, error, None, status)
-        if self.journal is not None and status is not CANCELLED:
-            self._unkept.append((item, None, status, error))
-            self.monitor.later.append((self._keep_failures, ()))
+        if self.keeper is not None and status is not CANCELLED:
+            self.keeper.failed(item, status, error)
         mapped: Any = item.extra.parent if type(item.extra) is Place else None
         parent = None if mapped is None else self._unmap(mapped)
         if status is not CANCELLED:
@@ -622,6 +622,8 @@ class FlowRun(Waiting):
     def _blame_task(self, item: Item, error: BaseException) -> None:
         """A task run has failed for good, by itself: what that means for the run."""
         called = isinstance(item.extra, Call)
+        if called and self.keeper is not None:
+            self.keeper.call_failed(item.extra)
         if self.plan.on_error == "raise" and not called and not self.is_session:
             self._blame(error)
             return
@@ -682,9 +684,8 @@ class FlowRun(Waiting):
             self.observer.never_began(task.name, run_id, entry.error)
         if isinstance(entry.error, DependencyFailedError):
             entry.error.__cause__ = self._cause_of(entry.error, run)
-        if self.journal is not None:
-            self._unkept.append((task.name, run_id, entry.status, entry.error))
-            self.monitor.later.append((self._keep_failures, ()))
+        if self.keeper is not None:
+            self.keeper.settled(entry)
         if entry.error is not None:
             self._note_failure(task, entry.error)
             if isinstance(entry.error, DependencyFailedError):
@@ -710,141 +711,22 @@ class FlowRun(Waiting):
     def keep_in(self, store: Store) -> None:
         """It has been created, or claimed, in a store, and has not begun: keep there what happens."""
         from millstream.engine.journal import Journal
+        from millstream.engine.keep import Keeper
 
         fails = partial(self.monitor.post, self._end_early, FAILED)
         self.journal = Journal(store, self.id, self.observer.wall, fails)
-        self.settle = self._settle_durably  # type: ignore[method-assign]  # a question less for all others
+        self.keeper = Keeper(self, self.journal, self.settle)
+        self.settle = self.keeper.settle  # type: ignore[method-assign]  # a question less for all others
         self.context._journals = (*self.context._journals, self.journal)
 
-    def go_on_from(self, reader: Reader, entries: Iterable[Entry], keys: Sequence[int]) -> None:
+    def go_on_from(
+        self, reader: Reader, entries: Iterable[Entry], keys: Sequence[int], known: Iterable[str], was: StoredRun | None
+    ) -> None:
         """It goes on from a journal, and has not begun; see ``Recall``. ``keys`` are those of its scheduler."""
         from millstream.engine.recall import Recall
 
         self.scheduler.keys, self.scheduler.recalls = keys, True
-        self.recall = Recall(self, reader, entries)
-
-    def _settle_durably(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> None:
-        """A task run gave its output, which is written before anything comes of it.
-
-        What others report while something is being committed is committed together.
-        """
-        self._reports.append((item, output, requests, lane))
-        if len(self._reports) == 1:
-            self.monitor.posted.append((self._commit_reports, ()))
-
-    def _commit_reports(self) -> None:
-        assert self.journal is not None, "only a run with a journal keeps that"
-        reports, self._reports = self._reports, []
-        # What one asks for, or writes, decides what the next one may ask for, or write.
-        if self.plan.max_task_runs is not None or any(report[0].task.terms.outputs for report in reports):
-            for report in reports:
-                self._commit([report])
-        else:
-            self._commit(reports)
-
-    def _commit(self, reports: list[tuple[Item, Any, Any, Lane | None]]) -> None:
-        journal = self.journal
-        assert journal is not None, "only a run with a journal keeps that"
-        kept = [report for report in reports if self._is_written(*report)]
-        try:
-            journal.commit_now()
-        except CheckpointError as error:
-            self._end_early(FAILED, error)
-            for item, *_ in kept:
-                if item.status is RUNNING:
-                    self._fail(item, TaskCancelledError(item.id), CANCELLED)
-            return
-        for report in kept:
-            FlowRun.settle(self, *report)
-            called = report[0].extra
-            if self._open_calls and isinstance(called, Call) and report[0].status is SUCCESS:
-                self._call_succeeded(called)
-
-    def _call_succeeded(self, call: Call) -> None:
-        """A task run that had submitted calls counts as finished when all of them have succeeded."""
-        parent = getattr(call, "parent", None)
-        if parent is None:
-            return
-        self._open_calls[parent] -= 1
-        if not self._open_calls[parent]:
-            del self._open_calls[parent]
-            entry = self._unwritten.pop(parent, None)
-            if entry is not None:
-                self.journal.put(entry)  # type: ignore[union-attr]  # it has one
-                self._try_to_keep(self.journal.commit_now)  # type: ignore[union-attr]  # it has one
-
-    def _is_written(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> bool:
-        """Write that a task run succeeds, unless it does not; if that cannot be written, it fails."""
-        assert self.journal is not None, "only a run with a journal keeps that"
-        pages = None
-        if item.status is RUNNING:
-            try:
-                if item.task.terms.outputs is not None:
-                    self._changed_by(item.task, output)
-                if item.task.terms.routes is not None:
-                    requests = self._routed(item, output, requests)
-                if isinstance(requests, Feed):
-                    requests, pages = None, requests.pages
-                elif requests:
-                    self.scheduler.check(requests, item)
-                entry = self.journal.finishing(item, output, requests, pages)
-                if item.path in self._open_calls:  # else they would be lost with this process
-                    self._unwritten[item.path] = entry
-                else:
-                    self.journal.put(entry)
-            except CheckpointError as error:
-                self._explain(item, error)
-                self._fail(item, error, FAILED)
-                return False
-            except Exception:  # what cannot be served: ``settle`` finds that out as well
-                pass
-        return True
-
-    def _try_to_keep(self, keep: Callable[[], object]) -> None:
-        """Write something; if the store fails, the run ends."""
-        try:
-            keep()
-        except CheckpointError as error:
-            self._end_early(FAILED, error)
-
-    def _emits(self, item: Item) -> bool:
-        assert self.journal is not None, "only a run with a journal keeps that"
-        try:
-            return self.journal.emitted(item)
-        except CheckpointError as error:
-            self._end_early(FAILED, error)
-            return False
-
-    def _keep_failures(self) -> None:
-        """Write what has failed. No lock held: making text of an error is a user's code."""
-        assert self.journal is not None, "only a run with a journal keeps that"
-        with self._keeping:
-            while self._unkept:
-                item, run_id, status, error = self._unkept.popleft()
-                report = None if error is None else ErrorReport.of(error)
-                if run_id is not None:
-                    self.journal.settled(item, run_id, status, report)
-                elif report is not None:
-                    self.journal.failed(item, status, report)
-
-    def _keep_end(self, why: BaseException | None) -> None:
-        """The run has ended. No lock held; nobody was told yet."""
-        assert self.journal is not None, "only a run with a journal keeps that"
-        self._keep_failures()
-        for entry in self._unwritten.values():
-            self.journal.returned(entry)
-        try:
-            rows = () if self.record is None or self._status is SUCCESS else self.record.report().tasks.items()
-            others = [(name, str(row.status), row.runs, row.attempt) for name, row in rows if row.status is not SUCCESS]
-            self.journal.finish(self._status, None if why is None else ErrorReport.of(why), others)
-        except CheckpointError as error:
-            if self._error is None:
-                self._error, self._results, self._status = error, None, FAILED
-        if self.stream_buffer is not None:
-            with self.monitor:
-                wakes = self.stream_buffer.close()
-            for wake in wakes:
-                wake()
+        self.recall = Recall(self, reader, entries, known, was)
 
     # ---- submitted calls ------------------------------------------------------------------------
 
@@ -876,7 +758,12 @@ class FlowRun(Waiting):
         if key is not None:
             from millstream.engine.journal import stable
 
-            path = hash((0 if parent is None else parent.path, 5, stable(key)))
+            number = stable(key)
+            path = hash((0 if parent is None else parent.path, 5, number))
+            if parent is not None:
+                if not hasattr(parent, "call_keys"):
+                    parent.call_keys = {}
+                parent.call_keys.setdefault(number, getattr(parent, "calls", 0))
         elif parent is None:
             self._calls += 1
             path = hash((2, self._calls))
@@ -885,12 +772,9 @@ class FlowRun(Waiting):
             path = hash((parent.path, 3, parent.calls))
         if self.recall is not None:
             self.recall.check_call(name, path, getattr(call, "digest", None))
-        if self.journal is not None and parent is not None:
-            self._open_calls[parent.path] = self._open_calls.get(parent.path, 0) + 1
-            call.parent = parent.path  # type: ignore[attr-defined]
         needs = list(needs)
-        if self.journal is not None:
-            call.path, call.needs = path, [need.path for need in needs]  # type: ignore[attr-defined]
+        if self.keeper is not None:
+            self.keeper.submitted(call, path, needs, parent)
         self.scheduler.submit(task, path, call, needs, None if parent is None else parent.scope)
         if self._results:
             for need in needs:  # what another call takes is no result of the run
@@ -932,6 +816,8 @@ class FlowRun(Waiting):
         # Else a worker has just taken it, and finds that it has no handle any more.
         call.fail(self, TaskCancelledError(item.id), cancelled=True)
         call.forget()
+        if self.keeper is not None:
+            self.keeper.call_ended(call)
         self._after()
 
     # ---- attempts that begin and end ------------------------------------------------------------
@@ -1300,6 +1186,12 @@ class FlowRun(Waiting):
     def _lane_of(self, feed: Feed) -> Lane:
         return feed.owner.task.lane  # type: ignore[no-any-return]
 
+    def asked_for(self, handle: Any) -> None:
+        """Somebody knows of the failure of a call. No lock held."""
+        self.unasked.pop(handle, None)
+        if self.keeper is not None:
+            self.monitor.post(self.keeper.call_asked_for, handle)
+
     def adopt(self, item: Item, awaitable: Any) -> None:
         """A plain function gave a coroutine: a loop awaits and reports it. Called with no lock held."""
         item.handle = awaitable  # what the loop finds there instead of calling the task
@@ -1346,8 +1238,15 @@ class FlowRun(Waiting):
 
     def _deliver(self, why: BaseException | None) -> None:
         """The run has ended: what other threads are about to tell of it comes first, unless that takes too long."""
-        if self.journal is not None:
-            self._keep_end(why)
+        if self.keeper is not None:
+            error = self.keeper.end(why)
+            if error is not None and self._error is None:
+                self._error, self._results, self._status = error, None, FAILED
+            if self.stream_buffer is not None:
+                with self.monitor:
+                    wakes = self.stream_buffer.close()
+                for wake in wakes:
+                    wake()
         if self._compared is not None:
             self._compared.wait(END)
         self.observer.deliver(self.announce)

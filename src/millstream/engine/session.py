@@ -113,6 +113,8 @@ class Submitted(Call):
         handle._settle(output, error, status)
         if handle._asking:  # somebody is about to know
             run.unasked.pop(handle, None)
+            if run.keeper is not None:
+                run.keeper.call_asked_for(handle)
         run.monitor.later.append((handle._tell, (run,)))
 
     def forget(self) -> None:
@@ -186,7 +188,7 @@ class TaskHandle(Future[R], Generic[R]):
                 raise TimeoutError(f"Call {self.id} has not ended within {timeout:g} s.")
         finally:
             self._ask(-1)
-        self._run.unasked.pop(self, None)
+        self._run.asked_for(self)
         if self.cancelled():
             raise TaskCancelledError(self.id)
         return super().exception(0)

@@ -22,7 +22,7 @@ from millstream.values import StreamChunk
 
 if TYPE_CHECKING:
     from millstream.engine.clock import Clock
-    from millstream.engine.journal import Journal
+    from millstream.engine.keep import Keeper
     from millstream.engine.lane import Item, Lane
     from millstream.engine.stream import Stream
     from millstream.monitor import Monitor
@@ -57,7 +57,7 @@ class Waiting:
     waited_by: set[Any]
     open: bool
     owner: threading.Thread | None
-    journal: Journal | None
+    keeper: Keeper | None
     _driven: list[Workers]
     _lanes: dict[tuple[int, bool], Lane]
     _done: threading.Event
@@ -73,9 +73,6 @@ class Waiting:
 
     def look(self) -> None:
         raise NotImplementedError("a run can be looked at")
-
-    def _emits(self, item: Item) -> bool:
-        raise NotImplementedError("a run with a journal keeps what was emitted")
 
     def _push(self, chunk: StreamChunk) -> None:
         raise NotImplementedError("a run sends chunks")
@@ -289,7 +286,7 @@ class Waiting:
         if stream.full and item.handle is None:
             self.wait_for_room()
         with self.monitor:
-            if not item.given_up and (self.journal is None or self._emits(item)):
+            if not item.given_up and (self.keeper is None or self.keeper.emits(item)):
                 self._push(chunk)
 
     def wait_for_room(self) -> None:
