@@ -524,6 +524,119 @@ def calls(flow):
     flow.add_task("after_calls", after_calls, depends_on=["callers"])
 
 
+@task
+def inner_call(x):
+    note()
+    return x + 1
+
+
+@task
+def middle_call(x):
+    note()
+    inner_call.submit(x)
+    return x
+
+
+def outer_caller():
+    note()
+    middle_call.submit(1)
+    return "outer"
+
+
+@shape("outer_caller")
+def nested_calls(flow):
+    """Nobody waits for these calls."""
+    flow.add_task("outer_caller", outer_caller)
+    flow.add_task("after_calls", after_outer, depends_on=["outer_caller"])
+
+
+def after_outer(outer_caller):
+    note()
+    return outer_caller * 2
+
+
+def tries_calls():
+    note()
+    attempt = current_task().attempt
+    found = square.submit(attempt).result()
+    if attempt < 3:
+        raise OSError("once more")
+    return found
+
+
+@shape("tries_calls")
+def retried_calls(flow):
+    """Each attempt submits a call of its own."""
+    flow.add_task("tries_calls", tries_calls, retries=2)
+
+
+def keys_calls():
+    note()
+    one, other = square.submit(5), square.submit(6, call_key="six")
+    return [one.result(), other.result()]
+
+
+@shape("keys_calls")
+def keyed_calls(flow):
+    flow.add_task("keys_calls", keys_calls)
+    flow.add_task("after_calls", after_keys, depends_on=["keys_calls"])
+
+
+def after_keys(keys_calls):
+    note()
+    return sum(keys_calls)
+
+
+#: Shapes that submit calls: for threads and loops.
+CALLING = ("calls", "nested_calls", "retried_calls", "keyed_calls")
+
+
+# ---- maps whose items ask for more, lists that were there before -----------------------------------
+
+
+def kids_of(item):
+    note()
+    return TaskOutput(item, [NextTask("kid", {"n": item}, spawn_another=True)])
+
+
+def kid(n):
+    note()
+    return n * 10
+
+
+@shape("load")
+def mapped_children(flow):
+    flow.add_task("load", load)
+    flow.add_task("kids_of", kids_of, for_each="load", max_parallel=2)
+    flow.add_task("kid", kid)
+    flow.add_task("last", last, depends_on=["kids_of"])
+
+
+def last(kids_of):
+    note()
+    return kids_of
+
+
+def empty(ctx):
+    note()
+    ctx["log"] = []
+    return NextTask("logs")
+
+
+def logs(ctx):
+    note()
+    ctx.append("log", current_task().attempt)
+    if current_task().attempt < 2:
+        raise OSError("once more")
+    return ctx["log"][:]
+
+
+@shape("empty")
+def appends_to_empty(flow):
+    flow.add_task("empty", empty)
+    flow.add_task("logs", logs, retries=1)
+
+
 def inner(n):
     with Flow("inline", name="inner") as flow:
         flow.add_task("double", lambda n: 2 * n)

@@ -54,7 +54,7 @@ from millstream import (
 )
 from millstream.stores.base import Entry
 from tests.conftest import WATCHDOG, VirtualClock, engine_threads, executors, set_clock, until, wait_for
-from tests.durable_tasks import CALLS, SHAPES, any_shape, begin, flow_of, load, open_store
+from tests.durable_tasks import CALLING, CALLS, SHAPES, any_shape, begin, flow_of, load, open_store
 
 executor = executors(("inline", "thread", "asyncio"))
 on_inline = pytest.mark.parametrize("executor", ["inline"], indirect=True)
@@ -239,7 +239,7 @@ def processes() -> Iterator[ProcessExecutor]:
         yield executor
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "calls"])  # those are for threads and loops
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in CALLING])  # those are for threads and loops
 def test_a_run_goes_on_in_worker_processes(name, processes, tmp_path, monkeypatch):
     """What worker processes have done is not called again."""
     log = tmp_path / "log"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from millstream.engine.journal import Reader
 from millstream.errors import CheckpointError, CodeChangedError, UnknownRunError
 from millstream.stores.base import Entry, Store, StoredRun
-from millstream.stores.serial import UnfitError, written
+from millstream.stores.serial import UnfitError, is_text, written
 
 if TYPE_CHECKING:
     from millstream.engine.run import FlowRun
@@ -157,6 +157,9 @@ class Durable:
         metadata: Mapping[str, Any],
         more: Sequence[Entry] = (),
     ) -> None:
+        for what, name in (("The id of run", run.id), ("The name of flow", run.plan.flow)):
+            if not is_text(name):
+                raise CheckpointError(f"{what} {name!r} has half a character in it, which no store keeps: change it.")
         plain = [
             self._plain(run.id, what, value)
             for what, value in (("inputs", inputs), ("context", dict(values)), ("metadata", dict(metadata)))

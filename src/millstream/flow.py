@@ -1248,6 +1248,7 @@ class Flow:
     ) -> FlowRun:
         """Claim a run of the store, or make one from it, and begin it where it was."""
         durable, run_id = self._kept(), options.get("resume")
+        self._check_options(options)
         for name in ("targets", "context", "metadata", "run_id"):
             if start is not None or options.get(name) is not None:
                 what = "the task to start with" if start is not None else name
@@ -1259,15 +1260,18 @@ class Flow:
         kept = durable.kept(run_id)
         if kept.beginning.session:
             raise CheckpointError(f"Run {run_id} is a session: open it again by flow.session(run_id={run_id!r}).")
-        registry, graph, inside = self._of_now(kept.beginning.targets)
-        kept.check_code(registry.tasks, on_code_change, self._logger)
-        requests, graph = self._first(kept.beginning.starts, kept.inputs, registry, graph)
+        kept.check_code(self.tasks, on_code_change, self._logger)
         chosen: RunOptions = {
             "deps": options.get("deps"), "trace": options.get("trace", False), "timeout": options.get("timeout"),
             "metadata": None if self._shared_context is not None else kept.metadata or None,
             "run_id": run_id if names is None else None,
         }  # fmt: skip
-        run = self._new_run(requests, chosen, registry, graph, inside=inside, values=kept.inputs, **how)
+        try:
+            registry, graph, inside = self._of_now(kept.beginning.targets)
+            requests, graph = self._first(kept.beginning.starts, kept.inputs, registry, graph)
+            run = self._new_run(requests, chosen, registry, graph, inside=inside, values=kept.inputs, **how)
+        except (TaskNotFoundError, BindingError) as error:
+            raise CheckpointError(f"Run {run_id} cannot go on with the tasks of now: {error}") from error
         self._under_way(run)
         try:
             durable.go_on(run, kept, () if graph is None else graph.names, registry.tasks, names)

@@ -291,6 +291,8 @@ class Recall:
         """Return the one that comes after an attempt that has failed, and its time."""
         item.begin()
         self._ask(item, tried.asked)
+        for path in call_paths(item.path, tried.calls):
+            self._submit(item, path)
         again: Any = self._run.scheduler.retry(item)
         again.attempt = tried.attempt + 1
         again.calls, again.call_keys = tried.calls[0], dict(tried.calls[1:])

@@ -307,6 +307,8 @@ def submit_call(
         CheckpointError: the run is durable, and the arguments cannot be kept; or it goes on, and in its place
             another call had been submitted.
     """
+    if call_key is not None and not isinstance(call_key, str):
+        raise TypeError(f"The call_key of a call is a string, not {call_key!r}.")
     needs = _calls_in(run, (*args, *kwargs.values()))
     if isinstance(depends_on, Future | str) or not isinstance(depends_on, Iterable):
         raise TypeError(f"depends_on of a submitted call is a list of handles, not {depends_on!r}.")

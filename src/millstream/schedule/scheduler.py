@@ -205,7 +205,7 @@ class Scheduler:
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._logger = flow._logger
-        self._ticking = threading.Lock()  # one tick at a time
+        self._ticking = threading.RLock()  # one tick at a time; a task may be inside of it, on the inline executor
         self._changed = threading.Condition()
         # Guarded by _changed: everything below.
         self._jobs: dict[str, Job] = {}
@@ -350,9 +350,12 @@ class Scheduler:
     def stop(self) -> None:
         """Start nothing further, and return within a second; what is under way goes on."""
         with self._changed:
-            self._stopped = True
             thread, self._thread = self._thread, None
+            loops, self._wakes = self._wakes, []
+            self._stopped = thread is None and not loops  # it may come just before ``arun`` has begun
         self._wake()
+        for wake in loops:
+            wake()
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
 
@@ -369,9 +372,12 @@ class Scheduler:
                 pass
 
         with self._changed:
+            if self._stopped:
+                self._stopped = False
+                return
             self._wakes.append(wake)
         try:
-            while not self._stopped:
+            while wake in self._wakes:
                 changed.clear()
                 self._tick(datetime.now(UTC), loop)
                 try:
@@ -380,8 +386,8 @@ class Scheduler:
                     pass
         finally:
             with self._changed:
-                self._wakes.remove(wake)
-                self._stopped = False
+                if wake in self._wakes:
+                    self._wakes.remove(wake)
 
     def _serve(self) -> None:
         """The life of the thread that runs the jobs."""

@@ -44,6 +44,8 @@ SCHEMA = (
         PRIMARY KEY (run, number)
     ) WITHOUT ROWID
     """,
+    # A list of requests is read page by page, among all that has happened.
+    "CREATE INDEX pages ON journal (run, key, number) WHERE kind = 'page'",
 )
 
 #: What makes a database of one version one of the next: statements by the version that they start from.
@@ -225,15 +227,18 @@ class SQLiteStore(Store):
                 self._gave_up(run_id)
 
     def entries(self, run_id: str, kinds: Sequence[str] = (), key: int | None = None) -> Iterator[Entry]:
-        wanted = "" if not kinds else f" AND kind IN ({', '.join('?' * len(kinds))})"
-        wanted += "" if key is None else " AND key = ?"
-        more = (*kinds, *(() if key is None else (key,)))
+        wanted, by = "" if not kinds else f" AND kind IN ({', '.join('?' * len(kinds))})", ""
+        more: tuple[Any, ...] = tuple(kinds)
+        if more == ("page",) and key is not None:
+            wanted, by, more = " AND kind = 'page'", " INDEXED BY pages", ()
+        if key is not None:
+            wanted, more = f"{wanted} AND key = ?", (*more, key)
         with self._reading() as db:
             number, last = self._row(db, run_id)[0], 0
         while True:
             with self._reading() as db:
                 page = db.execute(
-                    "SELECT number, kind, key, text FROM journal WHERE run = ? AND number > ?"
+                    f"SELECT number, kind, key, text FROM journal{by} WHERE run = ? AND number > ?"
                     f"{wanted} ORDER BY number LIMIT {PAGE}",
                     (number, last, *more),
                 ).fetchall()
