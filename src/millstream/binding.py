@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, cast
 
-from millstream.config.expressions import Path, Sources, compile_path, compile_value
+from millstream.config.expressions import Path, compile_path, compile_value
 from millstream.context import Context
 from millstream.errors import BindingError
 from millstream.task import RESERVED_PARAMETERS
@@ -93,9 +93,10 @@ class Binding:
         """Whether it takes nothing that the dependencies of a task give, and nothing that inputs must give."""
         return not self._demands and not self.collects and self._inputs.isdisjoint(needs)
 
-    def reads(self, needs: Sequence[str]) -> bool:
-        """Whether it takes anything that its dependencies gave."""
-        return self.collects or not self._inputs.isdisjoint(needs)
+    def reads(self, needs: Sequence[str], declared: Iterable[str] = ()) -> bool:
+        """Whether it takes anything that its dependencies gave; ``declared`` are filled already."""
+        taken = {"upstream", "payload"}.intersection(self._kinds) if self.collects else set()
+        return not taken.union(self._inputs.intersection(needs)).issubset(declared)
 
     def call_shape(self) -> tuple[bool, tuple[int | None, str] | None, dict[str, Any], tuple[str, ...]]:
         """Return what there is to know for calls: whether it is async, where the context goes, defaults, positions."""
@@ -556,7 +557,8 @@ class Declared:
             is_async: it is called on an event loop, where waiting for a value must not block.
         """
         if not is_async:
-            return lambda run, ctx: invoke(self._found(run, ctx), ctx)
+            found = self._found
+            return lambda run, ctx: invoke(found(run, ctx), ctx)
         if is_async_generator(fn):
 
             async def steps(run: Any, ctx: Any) -> Any:
@@ -582,19 +584,21 @@ class Declared:
                     raise BindingError(self._task, "its inputs", problem=str(error)) from error
 
     def _found(self, run: Any, ctx: Any) -> Given:
-        def joined(task: str) -> Any:
-            if task != self._task:
-                return Newest(ctx)
-            return run.upstream if run.upstream is not None else run.needs or {}
-
-        sources = Sources(ctx.get, run.inputs, joined)
-        inputs = {}
+        inputs, joined = {}, None
+        if self.reads_joins:
+            joined = functools.partial(self._joined, run, ctx)
         for name, value in self._values.items():
             try:
-                inputs[name] = value.find(sources)
+                inputs[name] = value.find(ctx.get, run.inputs, joined)
             except LookupError as error:
                 raise BindingError(self._task, name, problem=str(error)) from error
         return Given(run, inputs)
+
+    def _joined(self, run: Any, ctx: Any, task: str) -> Any:
+        """Return what a task has waited for."""
+        if task != self._task:
+            return Newest(ctx)
+        return run.upstream if run.upstream is not None else run.needs or {}
 
 
 def is_async_generator(fn: Any) -> bool:

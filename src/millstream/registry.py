@@ -35,7 +35,8 @@ def terms_of(
     elsewhere = is_elsewhere(task, executor, binding.is_async)
     is_async = binding.is_async and not elsewhere
     invoke = binding.compile(bound(task.fn) if elsewhere else None, needs, mapped=over is not None)
-    reads = routes is not None or over is not None or binding.reads(needs)
+    names = declared_names(task)
+    reads = routes is not None or over is not None or binding.reads(needs, names)
     declared = declared_inputs(task)
     if declared is not None:
         invoke = declared.filling(invoke, task.fn, is_async=is_async)
@@ -47,7 +48,7 @@ def terms_of(
         expand=None if over is None else _expansion(task.name, over, is_async),
         is_async=is_async,
         collects=binding.collects,
-        required=binding.required(needs, mapped=over is not None, declared=declared_names(task)),
+        required=binding.required(needs, mapped=over is not None, declared=names),
         reads_upstream=reads,
         routes=routes,
         outputs=outputs_of(task),

@@ -8,7 +8,7 @@ import sys
 import time
 from itertools import chain
 
-from tests.benchmarks import durable, memory, processes, speed
+from tests.benchmarks import declared, durable, memory, processes, speed
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     print("| work | against | ours | theirs | result | goal | fail above | |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |")
     failed = 0
-    for row in chain(speed.rows(), processes.rows(), durable.rows(), memory.rows()):
+    for row in chain(speed.rows(), declared.rows(), processes.rows(), durable.rows(), memory.rows()):
         failed += not row.met
         print(
             f"| {row.work} | {row.against} | {row.ours} | {row.theirs} | {row.value} | {row.goal} | {row.limit} "

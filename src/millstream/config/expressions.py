@@ -99,6 +99,8 @@ class Path:
         value: Any
         if self.root in ("ctx", "payload"):
             value, steps = context_get(self.key), self.parts
+            if not steps:
+                return value
         elif self.root == "env":
             value, steps = os.environ.get(self.key, _MISSING), ()
             if value is _MISSING:
@@ -111,11 +113,19 @@ class Path:
         else:
             value, steps = {} if inputs is None else inputs, (self.key, *self.parts)
         for place, part in enumerate(steps):
-            found = _step(value, part)
+            found = value.get(part, _MISSING) if type(value) is dict else _step(value, part)
             if found is _MISSING:
                 raise LookupError(self._nowhere(value, steps, place))
             value = found
         return value
+
+    def paths(self) -> Iterator[Path]:
+        """Return all paths in an expression: this one."""
+        return iter((self,))
+
+    def awaited(self) -> Iterator[str]:
+        """Return the keys of the context that an expression waits for: those that it finds nothing without."""
+        return iter((self.key,) if self.root in ("ctx", "payload") else ())
 
     def _nowhere(self, value: Any, steps: tuple[str, ...], place: int) -> str:
         begin = "$inputs" if self.root == "inputs" else f"${self.root}.{self.key}"
@@ -202,12 +212,9 @@ def _short(text: str) -> str:
 # ---- expressions, texts and whole values --------------------------------------------------------------
 
 
-class Sources(NamedTuple):
-    """Where expressions look things up, for one task run."""
-
-    context_get: Callable[..., Any]  #: as ``Context.get``
-    inputs: Mapping[str, Any] | None  #: what the task was asked with
-    joined: Callable[[str], Any] | None  #: what a task has waited for
+ContextGet = Callable[..., Any]  #: as ``Context.get``
+Inputs = Mapping[str, Any] | None  #: what a task was asked with
+Joined = Callable[[str], Any] | None  #: gives what a task has waited for
 
 
 class Literal(NamedTuple):
@@ -215,7 +222,7 @@ class Literal(NamedTuple):
 
     value: Any
 
-    def find(self, sources: Sources) -> Any:
+    def find(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Any:
         return copy.deepcopy(self.value)  # one run must not see what another has made of it
 
     def paths(self) -> Iterator[Path]:
@@ -230,7 +237,7 @@ class Choice(NamedTuple):
 
     operands: tuple[Path | Literal, ...]
 
-    def find(self, sources: Sources) -> Any:
+    def find(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Any:
         """Return its value.
 
         Raises:
@@ -238,29 +245,28 @@ class Choice(NamedTuple):
         """
         *firsts, last = self.operands
         for operand in firsts:
-            if isinstance(operand, Literal):
-                return operand.find(sources)
             try:
-                return operand.find(_at_once(sources.context_get), sources.inputs, sources.joined)
+                return operand.find(_at_once(context_get), inputs, joined)
             except LookupError:
                 pass
-        return last.find(*sources) if isinstance(last, Path) else last.find(sources)
+        return last.find(context_get, inputs, joined)
 
     def paths(self) -> Iterator[Path]:
         return (operand for operand in self.operands if isinstance(operand, Path))
 
     def awaited(self) -> Iterator[str]:
-        last = self.operands[-1]
-        return iter((last.key,) if isinstance(last, Path) and last.root in ("ctx", "payload") else ())
+        return self.operands[-1].awaited()
 
 
 class Text(NamedTuple):
     """A text with expressions in it."""
 
-    pieces: tuple[str | Choice, ...]
+    pieces: tuple[str | Single, ...]
 
-    def find(self, sources: Sources) -> str:
-        return "".join(piece if isinstance(piece, str) else str(piece.find(sources)) for piece in self.pieces)
+    def find(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> str:
+        return "".join(
+            piece if isinstance(piece, str) else str(piece.find(context_get, inputs, joined)) for piece in self.pieces
+        )
 
     def paths(self) -> Iterator[Path]:
         return (path for piece in self.pieces if not isinstance(piece, str) for path in piece.paths())
@@ -275,8 +281,8 @@ class Many(NamedTuple):
     keys: tuple[Any, ...] | None  #: None for a list
     values: tuple[Expression, ...]
 
-    def find(self, sources: Sources) -> Any:
-        values = [value.find(sources) for value in self.values]
+    def find(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Any:
+        values = [value.find(context_get, inputs, joined) for value in self.values]
         return values if self.keys is None else dict(zip(self.keys, values, strict=True))
 
     def paths(self) -> Iterator[Path]:
@@ -287,7 +293,8 @@ class Many(NamedTuple):
         return (key for value in self.values for key in value.awaited())
 
 
-Expression = Literal | Choice | Text | Many
+Single = Path | Literal | Choice
+Expression = Single | Text | Many
 
 
 def compile_value(value: Any, where: str) -> Expression:
@@ -326,7 +333,7 @@ def compile_text(text: str, where: str) -> Expression:
     stripped = text.strip()
     if stripped.startswith("$") and not stripped.startswith("$$"):
         return _expression(stripped, where, bare=False)
-    pieces: list[str | Choice] = []
+    pieces: list[str | Single] = []
     place = 0
     while (begin := text.find("{{", place)) >= 0:
         pieces.append(_plain(text[place:begin], where))
@@ -363,7 +370,7 @@ def _plain(text: str, where: str) -> str:
     return text.replace("$$", "$")
 
 
-def _expression(text: str, where: str, *, bare: bool) -> Choice:
+def _expression(text: str, where: str, *, bare: bool) -> Single:
     """Return the expression that a text is; ``bare``: the ``$`` of its paths may be left out."""
     if len(text) > MAX_TEXT:
         raise ConfigError(where, f"{_short(text)!r} has {len(text):,} characters: {MAX_TEXT:,} is the most.")
@@ -385,7 +392,7 @@ def _expression(text: str, where: str, *, bare: bool) -> Choice:
             after = operands[place + 1]
             shown = after.text if isinstance(after, Path) else repr(after.value)
             raise ConfigError(where, f"{_short(text)!r} never gets to {_short(shown)}: what stands before is a value.")
-    return Choice(tuple(operands))
+    return operands[0] if len(operands) == 1 else Choice(tuple(operands))
 
 
 def _operand(kind: str | None, word: str, text: str, where: str, bare: bool) -> Path | Literal:
@@ -446,7 +453,9 @@ class Target:
         Raises:
             LookupError: there is something else than a mapping on the way.
         """
-        return value if not self.parts else self._put(old, value, 0)
+        if len(self.parts) == 1 and type(old) is dict:  # as ``_put``, and short
+            return {**old, self.parts[0]: value}
+        return self._put(old, value, 0)
 
     def _put(self, old: Any, value: Any, place: int) -> Any:
         if place == len(self.parts):
@@ -469,7 +478,7 @@ class Outputs:
         ConfigError: it is neither a path of the context nor a mapping of keys to such paths.
     """
 
-    __slots__ = ("_targets",)
+    __slots__ = ("_targets", "_whole")
 
     def __init__(self, given: Any, where: str) -> None:
         if isinstance(given, Mapping):
@@ -479,12 +488,9 @@ class Outputs:
                 if not isinstance(key, str):
                     raise ConfigError(where, f"{reprlib.repr(key)} is no key of an output: give a string.")
             self._targets = [(key, Target(path, f"{where}.{_short(key)}")) for key, path in given.items()]
+            self._whole: Target | None = None
         else:
-            self._targets = [(None, Target(given, where))]
-
-    def keys(self) -> list[str]:
-        """Return the keys of the context that are written to."""
-        return [target.key for _, target in self._targets]
+            self._targets, self._whole = [], Target(given, where)
 
     def written(self, values: Mapping[str, Any], output: Any) -> dict[str, Any]:
         """Return the keys of the context that change, and their new values.
@@ -496,11 +502,14 @@ class Outputs:
         Raises:
             LookupError: a place cannot be written to, or the output lacks a key.
         """
+        whole = self._whole
+        if whole is not None:
+            return {whole.key: whole.put(values.get(whole.key, _MISSING), output)}
         changed: dict[str, Any] = {}
         for key, target in self._targets:
-            part = output if key is None else _step(output, key)
+            part = _step(output, key)
             if part is _MISSING:
-                raise LookupError(f"there is no {_short(str(key))!r} in its output, {_what(output)}.")
+                raise LookupError(f"there is no {_short(key)!r} in its output, {_what(output)}.")
             old = changed.get(target.key, values.get(target.key, _MISSING))
             changed[target.key] = target.put(old, part)
         return changed
