@@ -474,7 +474,6 @@ def test_operators_add_edges(inline):
     add_steps(inline)
     a, b, c, d, e = (inline[name] for name in "abcde")
 
-    assert (a >> b) is b
     a >> (b & c) >> d
     (b & c & d) >> e
 
@@ -510,17 +509,37 @@ def test_a_group_of_groups_is_one_group(inline):
     assert inline.dependencies["e"] == ("a", "b", "c", "d")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a >> (b >> c) >> d",
+        "(a >> b) >> c",
+        "(a >> (b & c)) >> d",
+        "a >> ((b & c) | d) >> e",
+        "a >> ((b >> c) | d) >> e",
+        "a >> (b >> (c & d)) >> e",
+        "((a >> b) & (c >> d)) >> e",
+    ],
+)
+def test_operators_say_what_the_text_says(text):
+    """A term of tasks makes the edges of the text of the same form, also with chains; in Python >> binds tightest."""
+    written, combined = Flow("inline"), Flow("inline")
+    for flow in (written, combined):
+        add_steps(flow)
+    written.connect(text)
+    eval(text, {name: combined[name] for name in "abcde"})
+
+    assert written.dependencies == combined.dependencies
+    assert written.routes == combined.routes
+
+
 def test_operators_refuse_what_makes_no_sense(inline):
-    """Both signs in one group, tasks of another flow, and what is no task are refused, and add nothing."""
+    """Tasks of another flow, and what is no task, are refused, and add nothing."""
     add_steps(inline, "abc")
-    a, b, c = (inline[name] for name in "abc")
+    a = inline["a"]
     with Flow("inline") as other:
         add_steps(other, "abc")
 
-        with pytest.raises(TypeError, match="not by both"):
-            (a & b) | c
-        with pytest.raises(TypeError, match="not by both"):
-            a & (b | c)
         for foreign in (other["b"], other["b"] & other["c"]):
             with pytest.raises(ValueError, match="one flow"):
                 a >> foreign

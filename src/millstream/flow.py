@@ -114,55 +114,62 @@ class FlowTask(Task[P, R]):
         """Submit a call to this flow; see ``Flow.submit``."""
         return self.flow.submit(self, *args, depends_on=depends_on, call_key=call_key, **kwargs)
 
-    def __rshift__(self, other: TaskGroup | FlowTask[..., Any]) -> Any:
-        """``a >> b``: b depends on a; ``a >> (b | c)``: a may choose b or c. Returns the right side."""
-        return TaskGroup(self.flow, (self,)) >> other
+    def __rshift__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
+        """``a >> b``: b depends on a; ``a >> (b | c)``: a may choose b or c. Returns the chain."""
+        return TaskGroup.of(self) >> other
 
     def __and__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
         """``a & b``: both."""
-        return TaskGroup(self.flow, (self,)) & other
+        return TaskGroup.of(self) & other
 
     def __or__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
         """``a | b``: one of them, as what comes before chooses."""
-        return TaskGroup(self.flow, (self,)) | other
+        return TaskGroup.of(self) | other
 
 
 class TaskGroup:
-    """Several tasks of one flow, at one end of an edge: ``a & b``, or ``a | b`` for a choice."""
+    """Tasks of one flow at an end of an edge: ``a & b``, ``a | b`` for a choice, or a chain such as ``a >> b``.
 
-    def __init__(self, flow: Flow, tasks: tuple[Task[..., Any], ...], sign: str | None = None) -> None:
-        self.flow, self.tasks, self._sign = flow, tasks, sign
+    As in the text form (``config/edges.py``): an edge into it reaches its heads, one out of it leaves from its tails.
 
-    def _with(self, other: TaskGroup | FlowTask[..., Any], sign: str) -> TaskGroup:
-        right = self._checked(other)
-        if {self._sign, right._sign} - {None, sign}:
-            raise TypeError("Tasks are combined by & or by |, not by both: connect them in two steps.")
-        return TaskGroup(self.flow, (*self.tasks, *right.tasks), sign)
+    Args:
+        flow: that they belong to.
+        heads: by name; whether each is a route of what comes before.
+        tails: by name.
+    """
+
+    def __init__(self, flow: Flow, heads: Mapping[str, bool], tails: Iterable[str]) -> None:
+        self.flow, self._heads, self._tails = flow, dict(heads), dict.fromkeys(tails)
+
+    @classmethod
+    def of(cls, task: FlowTask[..., Any]) -> TaskGroup:
+        """Return a task as a group."""
+        return cls(task.flow, {task.name: False}, (task.name,))
 
     def _checked(self, other: object) -> TaskGroup:
         if not isinstance(other, TaskGroup | FlowTask):
             raise TypeError(f"An edge is between tasks of a flow, flow[name], not with {other!r}.")
         if other.flow is not self.flow:
             raise ValueError("An edge is between tasks of one flow: both sides must be flow[name] of the same flow.")
-        return other if isinstance(other, TaskGroup) else TaskGroup(self.flow, (other,))
+        return other if isinstance(other, TaskGroup) else TaskGroup.of(other)
 
     def __and__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
-        return self._with(other, "&")
+        right = self._checked(other)
+        return TaskGroup(self.flow, {**self._heads, **right._heads}, (*self._tails, *right._tails))
 
     def __or__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
-        return self._with(other, "|")
+        right = self._checked(other)
+        return TaskGroup(self.flow, dict.fromkeys((*self._heads, *right._heads), True), (*self._tails, *right._tails))
 
-    def __rshift__(self, other: TaskGroup | FlowTask[..., Any]) -> Any:
+    def __rshift__(self, other: TaskGroup | FlowTask[..., Any]) -> TaskGroup:
         from millstream.config.edges import Edge
 
         right = self._checked(other)
-        self.flow._connect(
-            Edge(before.name, after.name, right._sign == "|") for before in self.tasks for after in right.tasks
-        )
-        return other
+        self.flow._connect(Edge(tail, head, route) for tail in self._tails for head, route in right._heads.items())
+        return TaskGroup(self.flow, self._heads, right._tails)
 
     def __repr__(self) -> str:
-        return f"<{f' {self._sign or chr(38)} '.join(task.name for task in self.tasks)}>"
+        return f"<{', '.join(self._heads)} .. {', '.join(self._tails)}>"
 
 
 class Flow:
