@@ -177,11 +177,7 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
     error: BaseException | None = None
     results: dict[str, Any] | None = None
     try:
-        run.wait()
-        results = run.take_result()
-    except KeyboardInterrupt:
-        run.interrupt()
-        raise
+        results = run.wait_for_result()
     except Exception as raised:
         error = raised
     if chosen.json:

@@ -42,6 +42,7 @@ from millstream.events import Hook, check_hooks
 from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor, Workers, blocked_loops
 from millstream.executors.owned import AnyExecutor, Executors
+from millstream.interrupts import shield, struck
 from millstream.policies import Rate, check_limits
 from millstream.registry import Registry, bound, is_elsewhere, terms_of_calls
 from millstream.task import (
@@ -621,15 +622,7 @@ class Flow:
             Exception: the first failure, as the task raised it; further ones that were already
                 running come with it in an ``ExceptionGroup``.
         """
-        run = None
-        try:
-            run = self._start(start_task_id, inputs, options, driven=True)
-            run.wait()
-        except KeyboardInterrupt:
-            if run is not None:
-                run.interrupt()
-            raise
-        return run.take_result()
+        return self._start(start_task_id, inputs, options, driven=True).wait_for_result()
 
     def stream(
         self,
@@ -1018,15 +1011,8 @@ class Flow:
             Exception: as ``run``.
         """
         options: RunOptions = {"resume": run_id, "deps": deps, "timeout": timeout}
-        run = None
-        try:
-            run = self._start(None, inputs, options, driven=True, again=from_tasks, on_code_change=on_code_change)
-            run.wait()
-        except KeyboardInterrupt:
-            if run is not None:
-                run.interrupt()
-            raise
-        return run.take_result()
+        run = self._start(None, inputs, options, driven=True, again=from_tasks, on_code_change=on_code_change)
+        return run.wait_for_result()
 
     def runs(self) -> list[StoredRun]:
         """Return the heads of all runs in the flow's store, the oldest first.
@@ -1194,11 +1180,29 @@ class Flow:
         again: Iterable[TaskName] | None = None,
         on_code_change: OnCodeChange = "warn",
     ) -> FlowRun:
-        """Check everything, then make a run and begin it."""
+        """Check everything, then make a run and begin it; Ctrl-C meanwhile cancels it."""
+        with shield():
+            run = self._started(
+                start, inputs, options, stream, {"keep": keep, "loop": loop, "driven": driven}, again, on_code_change
+            )
+            if struck():
+                run.interrupt()
+                raise KeyboardInterrupt
+            return run
+
+    def _started(
+        self,
+        start: Start,
+        inputs: Mapping[str, Any] | None,
+        options: RunOptions,
+        stream: Stream | None,
+        how: dict[str, Any],
+        again: Iterable[TaskName] | None,
+        on_code_change: OnCodeChange,
+    ) -> FlowRun:
         values = None if inputs is None else copied_inputs(inputs, f"A run of {self._name}")
         if options.get("resume") is not None:
-            how: dict[str, Any] = {"stream": stream, "keep": keep, "loop": loop, "driven": driven}
-            return self._go_on(start, values, options, again, on_code_change, how)
+            return self._go_on(start, values, options, again, on_code_change, {"stream": stream, **how})
         registry, graph, inside = self._of_now(options.get("targets"))
         starts = self._starts(start, registry, graph, inside)
         requests, graph = self._first(starts, values, registry, graph)
@@ -1209,10 +1213,8 @@ class Flow:
             graph,
             inside=inside,
             stream=stream,
-            keep=keep,
-            loop=loop,
-            driven=driven,
             values=values,
+            **how,
         )
         self._under_way(run)
         try:

@@ -51,6 +51,7 @@ from millstream.errors import (
 from millstream.events import shown
 from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
+from millstream.interrupts import struck
 from millstream.report import RunReport
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
@@ -224,6 +225,15 @@ class FlowRun(Waiting):
         if timeout is None:
             self.drive(lambda: self.finished, self.idle_waiters)
         return self.announced or self.sleep(self._on_end, self.idle_waiters, timeout)
+
+    def wait_for_result(self) -> dict[str, Any]:
+        """Wait for the end, and return or raise the result, for the only one who will ask; Ctrl-C cancels the run."""
+        try:
+            self.wait()
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+        return self.take_result()
 
     def report(self) -> RunReport:
         """Return what the run has done so far, one row a task; readable at any time, also after the end."""
@@ -502,6 +512,9 @@ class FlowRun(Waiting):
                 made += 1
         except Exception as refused:  # what the flow cannot serve is the failure of who asked
             error = refused
+        if isinstance(error, KeyboardInterrupt) and struck():  # as in ``report_failure``
+            ended, error = True, None
+            self._end_early(CANCELLED, RunCancelledError(self.id))
         if error is not None:
             add_note(error, f"While the next tasks of task run {feed.owner.id} were pulled (flow run {self.id}).")
             plain = isinstance(error, Exception) and not isinstance(error, SILENT)
@@ -1284,6 +1297,9 @@ class FlowRun(Waiting):
     def report_failure(self, item: Item, error: BaseException) -> None:
         """A task raised. Called by its worker, no lock held."""
         BaseException.with_traceback(error, outside_tracebacks(error))  # a class may forbid to set attributes
+        if isinstance(error, KeyboardInterrupt) and struck():  # Ctrl-C in the code of a task: no failure of that
+            error = TaskCancelledError(item.id)
+            self.cancel()
         plain = isinstance(error, Exception) and not isinstance(error, SILENT)
         failure = error if plain else as_failure(item.id, error)
         if not isinstance(failure, TaskCancelledError):

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from millstream.errors import StreamError
+from millstream.interrupts import dealt_with, shield
 from millstream.values import StreamChunk
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class Reading:
         chunk = stream.take()
         if chunk is not None:
             if stream.waited_for:
-                run.wake_writers()
+                with shield():
+                    run.wake_writers()
         elif closed:
             error = None if self._told else run.take_error(keep=not self._owns)
             self._told = True
@@ -154,6 +156,9 @@ class Chunks(Reading, Iterator[StreamChunk]):
                 self._sleep()
         except EOFError:
             raise StopIteration from None
+        except KeyboardInterrupt:
+            self.close()
+            raise
         return chunk
 
     def _sleep(self) -> None:
@@ -163,13 +168,15 @@ class Chunks(Reading, Iterator[StreamChunk]):
             run.drive(lambda: bool(stream.chunks) or stream.closed, run.idle_readers)
             run.sleep(stream.sleep, run.idle_readers)
         except BaseException:  # Ctrl-C
+            dealt_with()
             self.close()
             raise
 
     def close(self) -> None:
         """Cancel the run unless it has ended, and wait until it has."""
         self._left = True
-        self.run.abandon()
+        with shield():
+            self.run.abandon()
 
     def __del__(self) -> None:
         run = getattr(self, "run", None)  # __init__ may have failed

@@ -17,6 +17,7 @@ from millstream.context import MISSING
 from millstream.engine.waits import Blocked, Idle, blocks_loop, call_in, leaves_room
 from millstream.errors import BlockingGetError, DeadlockError
 from millstream.executors.base import Worker, Workers, here
+from millstream.interrupts import dealt_with, rest, shield, struck, tell
 from millstream.task import current_run
 from millstream.values import StreamChunk
 
@@ -86,15 +87,17 @@ class Waiting:
         if not self._driven or until():
             return
         worker, item = self._place(own)
-        with self.monitor:
-            idle = None if until() else self._idle(item, idle_list)
-        try:
-            for workers in self._driven:
-                workers.drive(until, partial(self._lend, worker, item, None))
-        finally:
-            if idle is not None:
-                with self.monitor:
-                    self.blocked.active(idle)
+        with shield():
+            with self.monitor:
+                idle = None if until() else self._idle(item, idle_list)
+            try:
+                for workers in self._driven:
+                    workers.drive(lambda: until() or struck(), partial(self._lend, worker, item, None))
+            finally:
+                if idle is not None:
+                    with self.monitor:
+                        self.blocked.active(idle)
+            tell()
 
     def sleep(
         self,
@@ -112,12 +115,13 @@ class Waiting:
         worker, item = self._place(own)
         signal = threading.Lock()
         signal.acquire()
-        with self.monitor:
-            if not register(signal.release):
-                return True
-            idle = self._idle(item, idle_list)
-        with self._lend(worker, item, idle):
-            return signal.acquire(timeout=-1 if timeout is None else timeout)
+        with shield():
+            with self.monitor:
+                if not register(signal.release):
+                    return True
+                idle = self._idle(item, idle_list)
+            with self._lend(worker, item, idle):
+                return rest(signal.acquire, timeout=-1 if timeout is None else timeout)
 
     def wait_for(self, handle: Any, timeout: float | None) -> None:
         """Wait until a submitted call of this run has ended, at the longest for ``timeout`` seconds.
@@ -244,12 +248,14 @@ class Waiting:
             if item is not None and item.run is self:
                 return  # called by a task of this run, which ends when that task does
             self.drive(lambda: self.finished, self.idle_waiters)
-            self._done.wait(2 * GRACE)  # not for ever: a destructor may be called anywhere
+            rest(self._done.wait, 2 * GRACE)  # not for ever: a destructor may be called anywhere
 
     def interrupt(self) -> None:
         """Ctrl-C: cancel and wait for the end; a second Ctrl-C ends the waiting at once."""
-        self.cancel()
-        self._done.wait(2 * GRACE)
+        dealt_with()
+        with shield():
+            self.cancel()
+            rest(self._done.wait, 2 * GRACE)
 
     # ---- the same on an event loop --------------------------------------------------------------
 
@@ -303,7 +309,7 @@ class Waiting:
             worker = here.worker
             if worker is not None:
                 worker.stall()
-            signal.acquire()
+            rest(signal.acquire)
             if worker is not None:
                 worker.go_on()
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.context import MISSING, Context
 from millstream.errors import BlockingGetError, ContextKeyError, DeadlockError, FlowError, TaskCancelledError
 from millstream.executors.base import Worker, here
+from millstream.interrupts import rest
 from millstream.task import current_run
 from millstream.values import Status
 
@@ -89,7 +90,7 @@ class Blocked:
             worker.give_back()
         try:
             with leaves_room(item if worker is None else None):
-                if not signal.acquire(timeout=-1 if timeout is None else timeout):
+                if not rest(signal.acquire, timeout=-1 if timeout is None else timeout):
                     self._time_out(waiter, timeout)
         except BaseException:  # Ctrl-C
             self._withdraw(waiter)

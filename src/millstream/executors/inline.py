@@ -17,6 +17,7 @@ from typing import Any
 from millstream.errors import FlowClosedError
 from millstream.executors.base import Executor, Lane, Workers, here
 from millstream.executors.places import Places, ThreadWorker
+from millstream.interrupts import rest
 
 
 class InlineExecutor(Executor):
@@ -89,7 +90,7 @@ class InlinePlace(Places):
             while not until():
                 if not driver.wake.acquire(False):
                     with pause():
-                        driver.wake.acquire()
+                        rest(driver.wake.acquire)
                 lane, driver.mail = driver.mail, None
                 if lane is not None:
                     driver.since = time.monotonic()
@@ -111,7 +112,7 @@ class InlinePlace(Places):
                 self._driving = True
                 return True
         with pause(), self._turn:
-            self._turn.wait_for(lambda: not self._driving or until())
+            rest(self._turn.wait_for, lambda: not self._driving or until())
             if until():
                 return False
             self._driving = True
