@@ -478,7 +478,7 @@ def expansion(task: str, over: str, is_async: bool) -> Invoke:
             raise BindingError(task, "for_each", problem=str(error)) from error
 
     async def expand_async(run: Any, ctx: Any) -> Items:
-        if path.root == "ctx" and path.key not in ctx:  # waiting for it must not block the loop
+        if path.root in ("ctx", "payload") and path.key not in ctx:  # waiting for it must not block the loop
             await ctx.aget(path.key)
         return expand(run, ctx)
 
@@ -542,7 +542,6 @@ class Declared:
         self._task = task
         self._values = {name: compile_value(value, f"{where}.{name}") for name, value in named.items()}
         self.reads_joins = any(path.root == "joins" for path in self.paths())
-        self._awaited = list(dict.fromkeys(key for value in self._values.values() for key in value.awaited()))
 
     def paths(self) -> list[Path]:
         """Return all paths that are looked up."""
@@ -562,7 +561,7 @@ class Declared:
         if is_async_generator(fn):
 
             async def steps(run: Any, ctx: Any) -> Any:
-                await self._wait(ctx)
+                await self._wait(run, ctx)
                 async with aclosing(invoke(self._found(run, ctx), ctx)) as generator:
                     async for value in generator:
                         yield value
@@ -570,18 +569,20 @@ class Declared:
             return steps
 
         async def call(run: Any, ctx: Any) -> Any:
-            await self._wait(ctx)
+            await self._wait(run, ctx)
             return await invoke(self._found(run, ctx), ctx)
 
         return call
 
-    async def _wait(self, ctx: Any) -> None:
-        for name in self._awaited:
-            if name not in ctx:
-                try:
-                    await ctx.aget(name)
-                except LookupError as error:
-                    raise BindingError(self._task, "its inputs", problem=str(error)) from error
+    async def _wait(self, run: Any, ctx: Any) -> None:
+        """Wait for the keys of the context that are not there yet."""
+        for name, value in self._values.items():
+            for key in value.awaited(ctx.get, run.inputs, functools.partial(self._joined, run, ctx)):
+                if key not in ctx:
+                    try:
+                        await ctx.aget(key)
+                    except LookupError as error:
+                        raise BindingError(self._task, name, problem=str(error)) from error
 
     def _found(self, run: Any, ctx: Any) -> Given:
         inputs, joined = {}, None

@@ -9,16 +9,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import io
 import json
+import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from millstream.config.files import READERS
-from millstream.errors import ConfigError, FlowError
+from millstream.errors import BindingError, ConfigError, FlowError, RunOwnedError, TaskNotFoundError, UnknownRunError
 from millstream.flow import Flow, RunOptions
 from millstream.task import nearest
 from millstream.values import Status
@@ -26,7 +30,9 @@ from millstream.values import Status
 if TYPE_CHECKING:
     from millstream.engine.run import FlowRun
 
-WELL, FAILED, REFUSED, CANCELLED, CUT_OFF = 0, 1, 2, 130, 141
+WELL, FAILED, REFUSED, UNFIT, CANCELLED, CUT_OFF = 0, 1, 2, 3, 130, 141
+
+DEEPEST = 50  #: lists and mappings in each other that are printed as JSON
 
 HELP = """Run, check and draw flows, and look at the runs of a store.
 
@@ -35,8 +41,9 @@ in YAML, TOML or JSON. The name may also be that of a function without parameter
 """
 CODES = """exit codes:
   0    all is well
-  1    it was done and went wrong: the run failed, or check found something
-  2    it was not begun: a wrong argument, target, file, task or store
+  1    the run failed
+  2    what was asked for is not there: a wrong argument, or a target, task, store or run that does not exist
+  3    the flow, its file or the store cannot be used, or check has found something
   130  it was cancelled by Ctrl-C
   141  whoever read the output has gone away
 
@@ -49,7 +56,11 @@ examples:
 
 
 class Refused(Exception):  # noqa: N818 - it is what the user is told, and never leaves this module
-    """Something is not begun: an argument that is none."""
+    """What was asked for is not there."""
+
+
+class Unfit(Exception):  # noqa: N818 - as ``Refused``
+    """What was asked for is there, and cannot be used."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -62,20 +73,48 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code; see ``CODES``.
     """
     chosen = parser().parse_args(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal has no signs for is shown all the same
     try:
-        code: int = chosen.do(chosen)
-        sys.stdout.flush()
+        try:
+            code: int = chosen.do(chosen)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Python would complain of the same again when it closes the output at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute()
         return CUT_OFF
     except KeyboardInterrupt:
         say("cancelled")
         return CANCELLED
-    except (Refused, FlowError, TypeError, ValueError, ExceptionGroup) as error:
+    except (Refused, Unfit, FlowError, TypeError, ValueError, ExceptionGroup) as error:
         tell(error, chosen.debug)
-        return REFUSED
+        asked = isinstance(error, (Refused, TaskNotFoundError, BindingError, UnknownRunError, RunOwnedError))
+        fits = isinstance(error, (Unfit, FlowError, ExceptionGroup))
+        return UNFIT if fits and not asked else REFUSED
+    except OSError as error:  # the disk is full, say
+        mute()
+        tell(error, chosen.debug)
+        return UNFIT
+
+
+def nobody_reads() -> bool:
+    """Whether whoever read the output has gone."""
+    try:
+        import select
+
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # there is no such call here, or no output
+        return False
+
+
+def mute() -> None:
+    """Nobody reads the output: Python would complain of that again when it closes it at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -180,18 +219,24 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
         results = run.wait_for_result()
     except Exception as raised:
         error = raised
+        if isinstance(raised, BrokenPipeError) and nobody_reads():
+            raise  # a task has printed: that is no failure of it
+    report = run.report()
     if chosen.json:
-        report = run.report()
         said = report.to_dict() | {"results": results}
         said["error"] = None if report.error is None else report.error.to_dict()
         print(as_json(said))
     else:
         for name, value in (results or {}).items():
             print(f"{name}: {as_text(value)}")
-    if error is None:
-        return WELL
-    tell(error, chosen.debug)
-    return FAILED
+    if error is not None:
+        tell(error, chosen.debug)
+    elif report.status is Status.FAILED:  # and the others went on
+        for name, row in report.tasks.items():
+            if row.error is not None:
+                say(f"{row.error.type}: {row.error.first_line()}")
+                print(f"  In task {name} of flow run {run.id} ({report.flow}).", file=sys.stderr)
+    return WELL if error is None and report.status is Status.SUCCESS else FAILED
 
 
 def draw(chosen: argparse.Namespace) -> int:
@@ -220,7 +265,7 @@ def check_flow(chosen: argparse.Namespace) -> int:
         print("\n".join(str(problem) for problem in problems))
     else:
         print(f"{chosen.target}: {count} task{'' if count == 1 else 's'}, nothing is wrong")
-    return FAILED if problems else WELL
+    return UNFIT if problems else WELL
 
 
 def list_runs(chosen: argparse.Namespace) -> int:
@@ -243,7 +288,11 @@ def show_run(chosen: argparse.Namespace) -> int:
     """``millstream show``."""
     with opened(chosen.store) as flow:
         report = flow.report(chosen.run)
-    print(as_json(report.to_dict()) if chosen.json else report.to_text())
+        state = next((state_of(head) for head in flow.runs() if head.id == chosen.run), str(report.status))
+    if chosen.json:
+        print(as_json(report.to_dict() | {"status": state}))
+    else:
+        print(report.to_text().replace(f": {report.status}", f": {state}", 1))
     return WELL
 
 
@@ -274,10 +323,15 @@ def inputs_of(pairs: Iterable[str]) -> dict[str, Any]:
         if not sign or not key:
             raise Refused(f"-i {pair}: write it as KEY=VALUE, such as -i day=2026-11-22.")
         try:
-            inputs[key] = json.loads(text)
+            inputs[key] = json.loads(text, parse_constant=refuse)
         except (ValueError, RecursionError):
             inputs[key] = text
     return inputs
+
+
+def refuse(word: str) -> None:
+    """NaN and its kin are no JSON."""
+    raise ValueError(f"{word} is no JSON")
 
 
 def opened(store: str) -> Flow:
@@ -307,6 +361,10 @@ def loaded(chosen: argparse.Namespace) -> Flow:
         Refused: there is no such flow.
         ConfigError: its file cannot be used.
     """
+    warnings = logging.StreamHandler(sys.stderr)
+    warnings.setFormatter(logging.Formatter("millstream: %(message)s"))
+    warnings.addFilter(lambda record: "other code" in record.getMessage())  # the rest is told as the run's failure
+    logging.getLogger("millstream").addHandler(warnings)
     flow = flow_at(chosen.target, chosen.allow)
     store = getattr(chosen, "store", None)
     if store is not None:
@@ -318,6 +376,8 @@ def flow_at(target: str, allow: list[str] | None) -> Flow:
     """Return the flow that a target names; see ``loaded``."""
     sys.path.insert(0, os.getcwd())  # as for ``python -m``
     if Path(target).suffix.lower() in READERS:
+        if not Path(target).exists():
+            raise Refused(f"There is no file {target}: check the path.")
         return Flow.from_config(target, allow=allow)
     if allow is not None:
         raise Refused(f"--allow is for config files, and {target} is none: leave it out.")
@@ -352,11 +412,11 @@ def module_at(place: str) -> ModuleType:
         if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
             mend = "name a module, or a file that ends in .py, .yaml, .toml or .json"
             raise Refused(f"There is no module {place}: {mend}.") from error
-        raise Refused(f"Importing {place} failed: {error}.") from error
+        raise Unfit(f"Importing {place} failed: {error}.") from error
     except (Refused, KeyboardInterrupt):
         raise
     except (Exception, SystemExit) as error:  # what it does when it is imported
-        raise Refused(f"Importing {place} failed: {type(error).__name__}: {error}.") from error
+        raise Unfit(f"Importing {place} failed: {type(error).__name__}: {error}.") from error
 
 
 def flow_in(module: ModuleType, place: str, name: str) -> Flow:
@@ -367,13 +427,17 @@ def flow_in(module: ModuleType, place: str, name: str) -> Flow:
     """
     flows = {each: value for each, value in vars(module).items() if isinstance(value, Flow)}
     if not name:
-        if len({id(flow) for flow in flows.values()}) == 1:
+        different = {id(flow): each for each, flow in flows.items()}
+        if len(different) == 1:
             return next(iter(flows.values()))
-        known = f"it has {', '.join(flows)}" if flows else "it has none"
+        known = f"it has {', '.join(different.values())}" if flows else "it has none"
         raise Refused(f"Which flow of {place}? Write {place}:name; {known}.")
     found = getattr(module, name, None)
     if not isinstance(found, Flow) and callable(found):
-        found = found()
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:  # whatever it does
+            raise Unfit(f"Calling {place}:{name} failed: {type(error).__name__}: {error}.") from error
     if not isinstance(found, Flow):
         near, known = nearest(name, tuple(flows), 0.5), ", ".join(flows) or "no flows"
         mend = f"did you mean {near}?" if near else f"it has {known}."
@@ -396,7 +460,7 @@ def tell(error: BaseException, debug: bool) -> None:
 
         traceback.print_exception(error, file=sys.stderr)
         return
-    ours = isinstance(error, FlowError | Refused | ExceptionGroup) or type(error) in (TypeError, ValueError)
+    ours = isinstance(error, FlowError | Refused | Unfit | ExceptionGroup) or type(error) in (TypeError, ValueError)
     say(f"{error}" if ours and str(error) else f"{type(error).__name__}: {error}")
     for note in getattr(error, "__notes__", ()):
         print(f"  {note}", file=sys.stderr)
@@ -411,27 +475,41 @@ def as_text(value: Any) -> str:
         return value
     try:
         return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return repr(value)
+    except Exception:  # what JSON has no word for, or a class that raises whatever it likes
+        return shown(value)
 
 
 def as_json(value: Any) -> str:
     """Return JSON; what it has no word for is as Python shows it."""
+    return json.dumps(plain(value, ()), allow_nan=False)
+
+
+def plain(value: Any, around: tuple[int, ...]) -> Any:
+    """Return a value with keys that are texts, and nothing that JSON has no word for.
+
+    Args:
+        value: any.
+        around: identities of what it stands in.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return value if math.isfinite(value) and abs(value) < 10**4000 else shown(value)
+    if id(value) in around or len(around) > DEEPEST:
+        return shown(value)
     try:
-        return json.dumps(value, default=shown)
-    except (TypeError, ValueError, RecursionError):  # a mapping with other keys than texts, or a circle
-        return json.dumps(plain(value))
+        if isinstance(value, Mapping):
+            return {shown(key): plain(each, (*around, id(value))) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each, (*around, id(value))) for each in value]
+    except Exception:  # a class may raise whatever it likes
+        pass
+    return shown(value)
 
 
-def shown(value: Any) -> Any:
-    """Return what JSON has words for."""
-    return dict(value) if isinstance(value, Mapping) else repr(value)
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value with keys that are texts, and nothing that JSON has no word for."""
-    if depth < 20 and isinstance(value, Mapping):
-        return {str(key): plain(each, depth + 1) for key, each in value.items()}
-    if depth < 20 and isinstance(value, list | tuple):
-        return [plain(each, depth + 1) for each in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+def shown(value: Any) -> str:
+    """Return a text for any value."""
+    try:
+        return value if isinstance(value, str) else repr(value)
+    except Exception as error:  # a class may raise whatever it likes; an integer may be too long
+        return f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"

@@ -283,8 +283,8 @@ class Flow:
 
         Args:
             config: the path of a file in YAML, TOML or JSON, or what would be in it: ``{"flow": {...}}``.
-            allow: names of modules that may be imported, with what is below them. Without it all may, but for
-                Python's own: to call ``json.loads``, allow ``"json"``.
+            allow: names of modules that may be imported, with what is below them; ``[]``: none. Without it the file
+                is trusted, as code is.
             callables: functions that tasks may call by these names; nothing is imported for them.
 
         Raises:

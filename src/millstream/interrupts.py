@@ -16,9 +16,10 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any
 
-R = TypeVar("R")
+#: A Ctrl-C that Python has kept for itself is found after so many seconds.
+LOOK = 1.0
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PYTHON = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
@@ -83,11 +84,22 @@ def tell() -> None:
         raise KeyboardInterrupt
 
 
-def rest(wait: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-    """Call what waits, where Ctrl-C may strike at any time."""
+def rest(wait: Callable[..., Any], timeout: float | None = None) -> bool:
+    """Return what ``wait(timeout=...)`` gives; Ctrl-C may strike at any time meanwhile.
+
+    Args:
+        wait: waits for so many seconds at the longest, and returns whether what it waits for has come.
+        timeout: seconds; None waits without limit.
+    """
     if _struck:  # looked at right here: between this and the waiting it strikes
         tell()
-    return wait(*args, **kwargs)
+    left = threading.TIMEOUT_MAX if timeout is None else timeout
+    # Python does not wake a thread for a signal that came just before it has begun to wait for a lock.
+    while _depth and left > LOOK and threading.current_thread() is threading.main_thread():
+        if wait(timeout=LOOK):
+            return True
+        left -= LOOK
+    return bool(wait(timeout=left))
 
 
 def _strike(number: int, frame: FrameType | None) -> None:

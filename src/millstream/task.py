@@ -311,6 +311,10 @@ def _check_policy(value: Any, what: str) -> Any:
 def _check_for_each(value: Any, what: str) -> Any:
     if not isinstance(value, str) or not value:
         raise TypeError(f"The {what} is a path such as '$ctx.rows' or the name of a dependency, not {value!r}.")
+    if value.startswith("$"):
+        from millstream.config.expressions import compile_path  # only for tasks that have some
+
+        compile_path(value, what)
     return value
 
 

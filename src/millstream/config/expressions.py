@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import reprlib
@@ -54,11 +55,16 @@ _WORD = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 #: The end of a ``{{ .. }}``, or something in quotes before it.
-_IN_BRACES = re.compile(r"""\}\}|"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'""", re.DOTALL)
+_IN_BRACES = re.compile(r"""\}\}|"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'|["']""", re.DOTALL)
 #: A path in the midst of a text: somebody forgot the braces.
 _BARE = re.compile(r"(?<!\$)(?:\$\$)*\$(?:ctx|payload|joins|inputs|env)?\.\w")
 
 _MISSING: Final = object()
+
+
+ContextGet = Callable[..., Any]  #: as ``Context.get``
+Inputs = Mapping[str, Any] | None  #: what a task was asked with
+Joined = Callable[[str], Any] | None  #: gives what a task has waited for
 
 
 class Path:
@@ -123,7 +129,7 @@ class Path:
         """Return all paths in an expression: this one."""
         return iter((self,))
 
-    def awaited(self) -> Iterator[str]:
+    def awaited(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Iterator[str]:
         """Return the keys of the context that an expression waits for: those that it finds nothing without."""
         return iter((self.key,) if self.root in ("ctx", "payload") else ())
 
@@ -212,11 +218,6 @@ def _short(text: str) -> str:
 # ---- expressions, texts and whole values --------------------------------------------------------------
 
 
-ContextGet = Callable[..., Any]  #: as ``Context.get``
-Inputs = Mapping[str, Any] | None  #: what a task was asked with
-Joined = Callable[[str], Any] | None  #: gives what a task has waited for
-
-
 class Literal(NamedTuple):
     """A value that is written down."""
 
@@ -228,7 +229,7 @@ class Literal(NamedTuple):
     def paths(self) -> Iterator[Path]:
         return iter(())
 
-    def awaited(self) -> Iterator[str]:
+    def awaited(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Iterator[str]:
         return iter(())
 
 
@@ -244,9 +245,10 @@ class Choice(NamedTuple):
             LookupError: none of its paths leads anywhere, and there is no default.
         """
         *firsts, last = self.operands
+        at_once = _at_once(context_get)
         for operand in firsts:
             try:
-                return operand.find(_at_once(context_get), inputs, joined)
+                return operand.find(at_once, inputs, joined)
             except LookupError:
                 pass
         return last.find(context_get, inputs, joined)
@@ -254,8 +256,15 @@ class Choice(NamedTuple):
     def paths(self) -> Iterator[Path]:
         return (operand for operand in self.operands if isinstance(operand, Path))
 
-    def awaited(self) -> Iterator[str]:
-        return self.operands[-1].awaited()
+    def awaited(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Iterator[str]:
+        at_once = _at_once(context_get)
+        for operand in self.operands[:-1]:
+            try:
+                operand.find(at_once, inputs, joined)
+            except LookupError:
+                continue
+            return iter(())
+        return self.operands[-1].awaited(context_get, inputs, joined)
 
 
 class Text(NamedTuple):
@@ -271,8 +280,9 @@ class Text(NamedTuple):
     def paths(self) -> Iterator[Path]:
         return (path for piece in self.pieces if not isinstance(piece, str) for path in piece.paths())
 
-    def awaited(self) -> Iterator[str]:
-        return (key for piece in self.pieces if not isinstance(piece, str) for key in piece.awaited())
+    def awaited(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Iterator[str]:
+        expressions = [piece for piece in self.pieces if not isinstance(piece, str)]
+        return (key for each in expressions for key in each.awaited(context_get, inputs, joined))
 
 
 class Many(NamedTuple):
@@ -288,9 +298,8 @@ class Many(NamedTuple):
     def paths(self) -> Iterator[Path]:
         return (path for value in self.values for path in value.paths())
 
-    def awaited(self) -> Iterator[str]:
-        """Return the keys of the context that it waits for: those that it finds nothing without."""
-        return (key for value in self.values for key in value.awaited())
+    def awaited(self, context_get: ContextGet, inputs: Inputs, joined: Joined = None) -> Iterator[str]:
+        return (key for value in self.values for key in value.awaited(context_get, inputs, joined))
 
 
 Single = Path | Literal | Choice
@@ -321,6 +330,10 @@ def _compiled(value: Any, where: str, depth: int) -> Expression:
     if isinstance(value, list | tuple):
         values = tuple(_compiled(each, f"{where}[{place}]", depth + 1) for place, each in enumerate(value))
         return Many(None, values)
+    try:
+        copy.deepcopy(value)
+    except Exception as error:  # a class may raise whatever it likes
+        raise ConfigError(where, f"a {type(value).__name__} cannot be copied for each call ({error}).") from error
     return Literal(value)
 
 
@@ -350,9 +363,14 @@ def compile_text(text: str, where: str) -> Expression:
 
 
 def _end_of_braces(text: str, place: int, where: str) -> int:
+    begin = place
     while True:
-        match = _IN_BRACES.search(text, place)
-        if match is None:
+        match = _IN_BRACES.search(text, place, begin + MAX_TEXT)
+        unclosed = match is None or match[0] in ("'", '"')
+        if unclosed and len(text) > begin + MAX_TEXT:
+            problem = f"has no '}}}}' in {MAX_TEXT:,} characters behind a '{{{{', and {MAX_TEXT:,} is the most."
+            raise ConfigError(where, f"{_short(text)!r} {problem}")
+        if match is None or unclosed:
             raise ConfigError(where, f"{_short(text)!r} has a '{{{{' that is never closed: put a '}}}}'.")
         if match[0] == "}}":
             return match.start()
@@ -365,7 +383,8 @@ def _plain(text: str, where: str) -> str:
     if bare is not None:
         raise ConfigError(
             where,
-            f"{_short(text)!r} has a path without braces: write '{{{{ {bare[0]}... }}}}', or '$$' for a dollar sign.",
+            f"{_short(text)!r} has a path without braces: write '{{{{ ${bare[0].lstrip('$')}... }}}}', or '$$' for a "
+            "dollar sign.",
         )
     return text.replace("$$", "$")
 
@@ -402,11 +421,11 @@ def _operand(kind: str | None, word: str, text: str, where: str, bare: bool) -> 
         return Literal([] if word[0] == "[" else {})
     if kind == "word" and not word.startswith("$"):
         try:
-            value = json.loads(word)
+            value = json.loads(word, parse_constant=_refuse)
         except (ValueError, RecursionError):
             pass
         else:
-            if not isinstance(value, list | dict):
+            if not isinstance(value, list | dict) and value not in (math.inf, -math.inf):
                 return Literal(value)
         if not bare or word.partition(".")[0] not in ("ctx", "payload", "joins", "inputs", "env"):
             mend = "put a text in quotes" if not bare else f"begin a path with one of {_ROOTS}, put a text in quotes"
@@ -417,6 +436,10 @@ def _operand(kind: str | None, word: str, text: str, where: str, bare: bool) -> 
             raise ConfigError(where, f"{_short(text)!r} is no path: write '$$' for a dollar sign.")
         return compile_path(word, where)
     raise ConfigError(where, f"{_short(text)!r} has {_short(word)!r} where it means nothing: take it out.")
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _at_once(context_get: Callable[..., Any]) -> Callable[[str], Any]:
@@ -442,7 +465,7 @@ class Target:
     def __init__(self, text: str, where: str) -> None:
         if not isinstance(text, str):
             raise ConfigError(where, f"{reprlib.repr(text)} is no place to write to: give a path such as '$ctx.a.b'.")
-        path = compile_path(text, where)
+        path = compile_path(text.strip(), where)
         if path.root != "ctx":
             raise ConfigError(where, f"{_short(text)!r} cannot be written to: begin it with $ctx.")
         self.text, self.key, self.parts = path.text, path.key, path.parts

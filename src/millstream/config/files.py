@@ -7,6 +7,8 @@ that stand for more than they are worth. May import: errors.
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,11 @@ from typing import Any, ClassVar
 from millstream.errors import ConfigError
 
 MAX_BYTES = 10_000_000  #: of one file
-MAX_NODES = 200_000  #: values of a YAML file, with those that its aliases stand for
+MAX_ALIASED = 1_000  #: values of a YAML file that aliases stand for
+MAX_PARTS = 100  #: names in one dotted key of a TOML file
 MAX_DEPTH = 100  #: lists and mappings of a YAML file in each other
+
+_DOTTED = re.compile(rf"(?:\.[^.\n]{{0,80}}){{{MAX_PARTS}}}")
 
 
 def read(path: Path) -> Any:
@@ -29,10 +34,14 @@ def read(path: Path) -> Any:
     if reader is None:
         raise ConfigError(str(path), f"a flow is in a file that ends in {', '.join(READERS)}: rename it.")
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(str(path), f"it cannot be read ({error.strerror or error}): check the path.") from error
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MAX_BYTES else b"\0" * (MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            str(path) if str(path).isprintable() else reprlib.repr(str(path)),
+            f"it cannot be read ({said}): check the path.",
+        ) from error
     if len(content) > MAX_BYTES:
         raise ConfigError(str(path), f"it has more than {MAX_BYTES:,} bytes: a flow is smaller than that.")
     try:
@@ -60,6 +69,10 @@ def _json(text: str, where: str) -> Any:
 
 
 def _toml(text: str, where: str) -> Any:
+    dotted = _DOTTED.search(text)
+    if dotted is not None:  # each part of such a key is read again for each of the others
+        line = text.count("\n", 0, dotted.start()) + 1
+        raise ConfigError(where, f"line {line} has a key of more than {MAX_PARTS} parts: write tables in each other.")
     return tomllib.loads(text)
 
 
@@ -79,17 +92,20 @@ def _yaml(text: str, where: str) -> Any:
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
-    loader = Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_nodes(node, where)
-        return loader.construct_document(node)
+        loader = Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_nodes(node, where)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise ConfigError(where, f"it is no YAML: {' '.join(str(error).split())}.") from error
-    finally:
-        loader.dispose()
+    except (LookupError, AttributeError) as error:  # a tag that does not fit what it stands before
+        raise ConfigError(where, f"it has a tag before something else than that ({error!r}): take it out.") from error
 
 
 def _check_nodes(root: Any, where: str) -> None:
@@ -107,8 +123,8 @@ def _check_nodes(root: Any, where: str) -> None:
         if done:
             under_way.discard(id(node))
             counts[id(node)] = count = 1 + sum(counts[id(child)] for child in children)
-            if count > MAX_NODES:
-                raise ConfigError(where, f"it stands for more than {MAX_NODES:,} values: take aliases out.")
+            if count > len(counts) + MAX_ALIASED:
+                raise ConfigError(where, f"its aliases stand for more than {MAX_ALIASED:,} values: write them out.")
         elif id(node) not in counts:
             if id(node) in under_way:
                 raise ConfigError(where, f"line {node.start_mark.line + 1} has itself in it, by an alias.")

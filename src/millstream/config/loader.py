@@ -13,11 +13,11 @@ import importlib
 import os
 import re
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import millstream.errors
@@ -40,6 +40,7 @@ TASK = ("callable", *Options.NAMES)
 JOB = ("task", "inputs", "cron", "every", "at", "tz", "overlap", "missed", "name")
 STORE = ("path", "kind", "sync", "lease", "retention")
 RATE = ("count", "per")
+NEAREST = 30  #: problems after which the nearest name is not looked for any more: that takes its time
 EXECUTORS = ("thread", "process", "asyncio", "inline")
 
 #: Keys of other libraries, and ours for them.
@@ -92,28 +93,25 @@ def built(
             flow.add_task(name, made.fn, **made.origin.given())
         else:
             flow.add_task(name, made)
+    if isinstance(edges, Iterator):
+        edges = list(edges)
     flow._connect(edges_of(edges))
-    problems = [*unknown_names(flow.tasks, edges), *entry_problems(flow.tasks, entry)]
+    unknown = list(unknown_names(flow.tasks, edges))
+    problems = [ConfigError(where, _said(TaskNotFoundError(name, flow.tasks))) for where, name in unknown[:NEAREST]]
+    if entry is not None and entry not in flow.tasks:
+        problems.append(ConfigError("entry", _said(TaskNotFoundError(entry, flow.tasks))))
     if problems:
         raise _together("from_dsl", problems)
     flow.validate()
     return flow
 
 
-def unknown_names(tasks: Mapping[str, Any], edges: Any) -> Iterator[ConfigError]:
-    """Yield a problem for each name in edges that is none of a task."""
-    listed = [edges] if isinstance(edges, str) else list(edges)
-    for place, each in enumerate(listed):
-        for name in names_in(each) if isinstance(each, str) else each:
+def unknown_names(tasks: Mapping[str, Any], edges: Any) -> Iterator[tuple[str, str]]:
+    """Yield each name in edges that is none of a task, and where it is."""
+    for place, each in enumerate([edges] if isinstance(edges, str) else edges):
+        for name in dict.fromkeys(names_in(each) if isinstance(each, str) else each):
             if name not in tasks:
-                where = "edges" if isinstance(edges, str) else f"edges[{place}]"
-                yield ConfigError(where, _said(TaskNotFoundError(name, tasks)))
-
-
-def entry_problems(tasks: Mapping[str, Any], entry: str | None) -> Iterator[ConfigError]:
-    """Yield a problem when the entry is no task."""
-    if entry is not None and entry not in tasks:
-        yield ConfigError("entry", _said(TaskNotFoundError(entry, tasks)))
+                yield "edges" if isinstance(edges, str) else f"edges[{place}]", name
 
 
 class Reader:
@@ -121,7 +119,7 @@ class Reader:
 
     Args:
         config: a path, or what would be in such a file.
-        allow: modules that may be imported, with what is below them. None: all but those of Python itself.
+        allow: modules that may be imported, with what is below them; ``[]``: none. None: the file is trusted.
         callables: what tasks may call by a name of its own.
 
     Raises:
@@ -149,6 +147,7 @@ class Reader:
                 raise TypeError(f"callables is a mapping of names to functions, and has {name!r}: {fn!r}.")
         self.problems: list[ConfigError] = []
         self.source = ""  #: the file
+        self._task_name = ""  # of the task that is being read
         content: Any = config
         if isinstance(config, str | os.PathLike):
             from millstream.config.files import read
@@ -164,14 +163,25 @@ class Reader:
         """Note something that is wrong."""
         self.problems.append(ConfigError(path, problem))
 
+    def missing(self, path: str, name: str, tasks: Iterable[str]) -> None:
+        """Note the name of no task."""
+        error = TaskNotFoundError(name, tasks if len(self.problems) < NEAREST else ())
+        self.wrong(path, _said(error) if len(self.problems) < NEAREST else f"Task {name} not found.")
+
     @contextmanager
     def noting(self, path: str) -> Iterator[None]:
         """Note what the parts of a flow refuse."""
         try:
             yield
         except ConfigError as error:
-            known = error.where.startswith(("inputs of", "outputs of", "for_each of", "edges["))
-            self.wrong(path, error.problem if known else str(error))
+            if error.problems:
+                raise  # all of ours
+            known = re.match(r"(?:inputs|outputs|for_each) of task |edges\[", error.where)
+            if known is None:
+                self.wrong(path, str(error))
+            else:  # the rest says where inside of that
+                inside = error.where[known.end() :].removeprefix(self._task_name)
+                self.wrong(path if known[0] == "edges[" else f"{path}{inside}", error.problem)
         except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
             self.wrong(path, _said(error))
 
@@ -219,15 +229,15 @@ class Reader:
             ConfigError: something is wrong; all that is wrong with tasks and edges is told.
         """
         settings = {name: self._flow[name] for name in SETTINGS if self._flow.get(name) is not None}
-        if "executor" in settings and settings["executor"] not in EXECUTORS:
-            self.wrong("flow.executor", f"it is one of {', '.join(EXECUTORS)}, not {settings.pop('executor')!r:.60}.")
+        if "executor" in settings:
+            self._check_executor("flow.executor", settings)
         if "limits" in settings:
             settings["limits"] = self._limits(settings["limits"])
         if "store" in settings:
             settings["store"] = self._store(settings["store"])
         good = {}
         for name, value in settings.items():  # each by itself, so that each tells what is wrong
-            if name in ("store", "max_workers", "executor"):  # not by themselves
+            if name in ("store", "executor"):
                 good[name] = value
                 continue
             with self.noting(f"flow.{name}"):
@@ -244,19 +254,26 @@ class Reader:
                 stand_in.add_task(name, _nothing)
         self.jobs(stand_in)
         self.end()
+        flow: F | None = None
         with self.noting("flow"):
             flow = cls(**good)
+        if flow is not None:
             if flow._durable is not None:
                 flow._durable.owns = True  # it was made here
             with self.closing_on_error(flow):
-                for task in tasks:
-                    flow.add_task(task.name, task.fn, **task.given())
-                flow._connect(edges)
-                self._validate(flow)
+                with self.noting("flow"):
+                    for task in tasks:
+                        flow.add_task(task.name, task.fn, **task.given())
+                    flow._connect(edges)
+                    self._validate(flow)
                 self.end()
-            return flow
         self.end()
-        raise AssertionError("what is refused was noted")
+        assert flow is not None, "what is refused was noted"
+        return flow
+
+    def _check_executor(self, path: str, options: dict[str, Any]) -> None:
+        if options["executor"] not in EXECUTORS:
+            self.wrong(path, f"it is one of {', '.join(EXECUTORS)}, not {reprlib.repr(options.pop('executor'))}.")
 
     def _limits(self, given: Any) -> Any:
         if not isinstance(given, Mapping):
@@ -279,14 +296,18 @@ class Reader:
         facts = {"path": given} if isinstance(given, str) else self.mapping("flow.store", given, STORE, {})
         path, kind = facts.pop("path", None), facts.pop("kind", None)
         if not isinstance(path, str) or not path or "\0" in path:
-            self.wrong("flow.store", f"it has no path: name a file, such as 'runs.db', not {path!r:.60}.")
+            self.wrong("flow.store", f"it has no path: name a file, such as 'runs.db', not {reprlib.repr(path)}.")
             return None
         if ".." in Path(path).parts:
             self.wrong("flow.store", f"{path!r:.60} leaves its directory by '..': write the whole path.")
             return None
         if kind not in (None, "sqlite", "json"):
-            self.wrong("flow.store.kind", f"it is sqlite or json, not {kind!r:.60}.")
+            self.wrong("flow.store.kind", f"it is sqlite or json, not {reprlib.repr(kind)}.")
             return None
+        if kind == "json":
+            for option in ("lease", "retention"):
+                if facts.pop(option, None) is not None:
+                    self.wrong(f"flow.store.{option}", "only kind sqlite has that: take it out.")
         from millstream.stores import JSONFileStore, SQLiteStore
 
         with self.noting("flow.store"):
@@ -315,19 +336,24 @@ class Reader:
     def _check_names(self, tasks: Mapping[str, Any], edges: list[Edge], entry: Any) -> None:
         """Note names that are none of a task; the edges are looked up by their place."""
         given = self._flow.get("edges")
-        if edges and given is not None:
-            for error in unknown_names(tasks, [given] if isinstance(given, str) else self._readable(given)):
-                self.wrong(f"flow.{error.where}", error.problem)
-        for error in entry_problems(tasks, entry if isinstance(entry, str) else None):
-            self.wrong("flow.entry", error.problem)
+        edges_given = [given] if isinstance(given, str) else given if isinstance(given, list | tuple) else ()
+        for where, name in unknown_names(tasks, self._readable(edges_given)):
+            self.missing(f"flow.{where}", name, tasks)
+        if isinstance(entry, str) and entry not in tasks:
+            self.missing("flow.entry", entry, tasks)
+        limits = self._flow.get("limits")
+        limits = limits if isinstance(limits, Mapping) else {}
         for name, task in tasks.items():
-            if isinstance(task, Mapping):
-                for option in ("depends_on", "routes"):
-                    ends = task.get(option)
-                    for place, end in enumerate(ends if isinstance(ends, list | tuple) else ()):
-                        if isinstance(end, str) and end not in tasks:
-                            path = f"flow.tasks.{name}.{option}[{place}]"
-                            self.wrong(path, _said(TaskNotFoundError(end, tasks)))
+            for option in ("depends_on", "routes", "uses") if isinstance(task, Mapping) else ():
+                ends = task.get(option)
+                for place, end in enumerate(ends if isinstance(ends, list | tuple) else ()):
+                    if isinstance(end, str) and end not in (limits if option == "uses" else tasks):
+                        path = f"flow.tasks.{name}.{option}[{place}]"
+                        if option != "uses":
+                            self.missing(path, end, tasks)
+                        else:
+                            known = ", ".join(map(str, limits)) or "none"
+                            self.wrong(path, f"the flow has no limit {reprlib.repr(end)}: its limits are {known}.")
 
     def _readable(self, edges: Iterable[Any]) -> list[Any]:
         """Return edges where those that cannot be read, which was noted, name nothing."""
@@ -347,7 +373,10 @@ class Reader:
         except ExceptionGroup as group:
             for error in group.exceptions:
                 task = getattr(error, "task", None)
-                self.wrong("flow" if task is None else f"flow.tasks.{task}", _said(error))
+                if isinstance(error, TaskNotFoundError):
+                    self.missing("flow", error.name, flow.tasks)
+                else:
+                    self.wrong("flow" if task is None else f"flow.tasks.{task}", _said(error))
 
     # ---- tasks ----------------------------------------------------------------------------------
 
@@ -360,6 +389,7 @@ class Reader:
         tasks = []
         for name, facts in given.items():
             path = _below("flow.tasks", name)
+            self._task_name = str(name)
             with self.noting(path):
                 check_name(name)
                 task = self._task(path, name, {"callable": facts} if isinstance(facts, str) else facts)
@@ -372,9 +402,8 @@ class Reader:
         if "callable" not in facts and isinstance(given, Mapping):
             self.wrong(path, "it has no callable: name the function that it calls.")
         fn = self._callable(f"{path}.callable", facts.pop("callable", None))
-        if "executor" in facts and facts["executor"] not in (None, *EXECUTORS):
-            executor = facts.pop("executor")
-            self.wrong(f"{path}.executor", f"it is one of {', '.join(EXECUTORS)}, not {executor!r:.60}.")
+        if facts.get("executor") is not None:
+            self._check_executor(f"{path}.executor", facts)
         for option in ("depends_on", "routes"):
             ends = facts.get(option)
             if ends is not None and not (isinstance(ends, list) and all(isinstance(end, str) for end in ends)):
@@ -420,11 +449,13 @@ class Reader:
         for name in names:
             error = getattr(builtins, name, None) or getattr(millstream.errors, name, None)
             if error is None:
-                error = self._callable(path, name, "error")
+                error = self._callable(path, name, "class of errors")
             if isinstance(error, type) and issubclass(error, BaseException):
                 found.append(error)
             elif error is not None:
                 self.wrong(path, f"{name!r:.60} is no class of errors: name one, such as ConnectionError.")
+        if not names:
+            self.wrong(path, "it names no error: leave it out for any.")
         return tuple(found) or None
 
     # ---- what is called -------------------------------------------------------------------------
@@ -448,9 +479,11 @@ class Reader:
             return None
         found = self._imported(path, name, what)
         if isinstance(found, type) and issubclass(found, TaskBase):
-            with self.noting(path):
+            try:
                 return found()
-            return None
+            except Exception as error:  # whatever it does when it is made
+                self.wrong(path, f"making {name} failed: {type(error).__name__}: {error}.")
+                return None
         if found is not None and not callable(found):
             self.wrong(path, f"{name!r:.60} is {_kind(found)}, and cannot be called: name a {what}.")
             return None
@@ -481,27 +514,29 @@ class Reader:
 
     def _attribute(self, path: str, name: str, module: str, found: Any, attributes: list[str], what: str) -> Any:
         for attribute in attributes:
-            inner = getattr(found, attribute, _NOTHING)
+            try:
+                inner = getattr(found, attribute, _NOTHING)
+            except Exception as error:  # a module may have a ``__getattr__``
+                self.wrong(path, f"looking for {attribute} in {module} failed: {type(error).__name__}: {error}.")
+                return None
+            if isinstance(inner, ModuleType):
+                self.wrong(path, f"{name!r:.60} leads through {module} to another module: name that one.")
+                return None
             if inner is _NOTHING:
                 near = nearest(attribute, tuple(each for each in dir(found) if not each.startswith("_")), 0.6)
                 mend = f"did you mean {near}?" if near else f"define it, or name another {what}."
                 self.wrong(path, f"{module} has no {attribute}: {mend}")
                 return None
             found = inner
-        home = _home_of(found)
+        home = _home_of(found) if callable(found) else None
         if home is not None and not self._may_import(path, name, home):
             return None
         return found
 
     def _may_import(self, path: str, name: str, module: str) -> bool:
-        if self._allow is None:
-            if module.partition(".")[0] not in _OF_PYTHON:
-                return True
-            mend = f"Python's own modules must be allowed by name: allow=[{module!r}]"
-        else:
-            if any(module == each or module.startswith(f"{each}.") for each in self._allow):
-                return True
-            mend = f"only what is in {', '.join(self._allow) or 'callables='} may be: add it to allow="
+        if self._allow is None or any(module == each or module.startswith(f"{each}.") for each in self._allow):
+            return True
+        mend = f"only what is in {', '.join(self._allow) or 'callables='} may be: add it to allow="
         self.wrong(path, f"{name!r:.60} is in {module}, and may not be imported: {mend}.")
         return False
 
@@ -540,9 +575,6 @@ class Reader:
 
 _NOTHING: Any = object()
 
-#: The modules that come with Python.
-_OF_PYTHON = sys.stdlib_module_names | {"builtins"}
-
 
 def _nothing() -> None:
     """Stands for a task's function while its options are checked."""
@@ -574,7 +606,8 @@ def _below(path: str, key: object) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "nothing" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _said(error: BaseException) -> str:

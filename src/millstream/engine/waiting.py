@@ -121,7 +121,7 @@ class Waiting:
                     return True
                 idle = self._idle(item, idle_list)
             with self._lend(worker, item, idle):
-                return rest(signal.acquire, timeout=-1 if timeout is None else timeout)
+                return rest(signal.acquire, timeout)
 
     def wait_for(self, handle: Any, timeout: float | None) -> None:
         """Wait until a submitted call of this run has ended, at the longest for ``timeout`` seconds.

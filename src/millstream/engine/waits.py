@@ -90,7 +90,7 @@ class Blocked:
             worker.give_back()
         try:
             with leaves_room(item if worker is None else None):
-                if not rest(signal.acquire, timeout=-1 if timeout is None else timeout):
+                if not rest(signal.acquire, timeout):
                     self._time_out(waiter, timeout)
         except BaseException:  # Ctrl-C
             self._withdraw(waiter)

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 from millstream.errors import FlowClosedError
@@ -112,7 +113,7 @@ class InlinePlace(Places):
                 self._driving = True
                 return True
         with pause(), self._turn:
-            rest(self._turn.wait_for, lambda: not self._driving or until())
+            rest(partial(self._turn.wait_for, lambda: not self._driving or until()))
             if until():
                 return False
             self._driving = True

@@ -28,5 +28,13 @@ def drawn(tasks: Mapping[str, Task[..., Any]], dependencies: Names, routes: Name
 
 
 def _text(name: str) -> str:
-    """Return a text in quotes, with everything in it that means something as an entity."""
-    return '"' + "".join(each if each.isalnum() or each in " -_." else f"#{ord(each)};" for each in name) + '"'
+    """Return a text in quotes, with everything in it that may mean something as an entity: labels are Markdown."""
+    inner = range(1, len(name) - 1)
+    plain = [
+        each.isalnum()
+        or (each in " -_." and place in inner and name[place - 1].isalnum() and name[place + 1].isalnum())
+        for place, each in enumerate(name)
+    ]
+    if name[:1].isdigit():  # "1. load" would be a list
+        plain = [good and each not in " ." for good, each in zip(plain, name, strict=True)]
+    return '"' + "".join(each if good else f"#{ord(each)};" for good, each in zip(plain, name, strict=True)) + '"'

@@ -126,7 +126,7 @@ class JSONFileStore(MemoryStore):
             if not self._file_lock.held:
                 with self._told():
                     if not self._file_lock.acquire():
-                        raise RunOwnedError(str(self.path), ANOTHER)
+                        raise RunOwnedError(f"any in {self.path}", ANOTHER)
                 self._seen = None
             try:
                 self._read()
