@@ -1848,7 +1848,9 @@ def test_one_store_at_a_time_writes_a_json_file(json_place):
     """While a store has a run that has not ended, no other one writes its file; then any may."""
     here, there = json_place.open(), json_place.open()
     begin(here, "a")
-    with pytest.raises(RunOwnedError, match=f"^Run {re.escape(str(json_place.path))} belongs to another process"):
+    with pytest.raises(
+        RunOwnedError, match=f"^What is in {re.escape(str(json_place.path))} belongs to another process"
+    ):
         begin(there, "b")
     assert ids_of(there) == ["a"]
     end(here, "a")

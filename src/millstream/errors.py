@@ -297,12 +297,14 @@ class CheckpointError(FlowError):
 class RunOwnedError(CheckpointError):
     """A run that somebody else goes on with: one process at a time owns a run."""
 
-    def __init__(self, run_id: str, owner: str) -> None:
-        super().__init__(run_id, owner)
+    def __init__(self, run_id: str, owner: str, file: str = "") -> None:
+        super().__init__(run_id, owner, file)
         self.run_id, self.owner = run_id, owner
+        self.file = file  #: instead of a run: somebody has all that is in it
 
     def __str__(self) -> str:
-        return f"Run {self.run_id} belongs to {self.owner}: wait until that has ended, or end it."
+        what = f"What is in {self.file}" if self.file else f"Run {self.run_id}"
+        return f"{what} belongs to {self.owner}: wait until that has ended, or end it."
 
 
 class CodeChangedError(CheckpointError):

@@ -126,7 +126,7 @@ class JSONFileStore(MemoryStore):
             if not self._file_lock.held:
                 with self._told():
                     if not self._file_lock.acquire():
-                        raise RunOwnedError(f"any in {self.path}", ANOTHER)
+                        raise RunOwnedError("", ANOTHER, str(self.path))
                 self._seen = None
             try:
                 self._read()

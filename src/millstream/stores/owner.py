@@ -18,28 +18,15 @@ except ImportError:  # Windows: there, only leases tell
     fcntl = None  # type: ignore[assignment]
 
 
-class OwnerLock:
-    """A name for this process beside a store, and the proof that it lives.
-
-    Args:
-        path: of the store.
-    """
+class Lock:
+    """A file that is locked while it is held, and removed when it is given up."""
 
     def __init__(self, path: Path) -> None:
-        self.token = f"process {os.getpid()} on {socket.gethostname()} ({os.urandom(6).hex()})"
-        self._path = lock_path(path, self.token)
+        self._path = path
         self._file: IO[bytes] | None = None
-        if fcntl is not None:
-            for left in path.parent.glob(f"{glob.escape(path.name)}-owner-*"):
-                if not _is_locked(left):  # of a process that was killed
-                    with suppress(OSError):
-                        left.unlink()
-            while self._file is None or not _same_file(self._file, self._path):  # nobody has removed it meanwhile
-                self._file = self._path.open("wb")
-                fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def release(self) -> None:
-        """It owns nothing any more."""
+        """Give it up."""
         if self._file is not None:
             with suppress(OSError):
                 self._path.unlink()
@@ -52,7 +39,27 @@ class OwnerLock:
             file.close()
 
 
-class FileLock:
+class OwnerLock(Lock):
+    """A name for this process beside a store, and the proof that it lives.
+
+    Args:
+        path: of the store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.token = f"process {os.getpid()} on {socket.gethostname()} ({os.urandom(6).hex()})"
+        super().__init__(lock_path(path, self.token))
+        if fcntl is not None:
+            for left in path.parent.glob(f"{glob.escape(path.name)}-owner-*"):
+                if not _is_locked(left):  # of a process that was killed
+                    with suppress(OSError):
+                        left.unlink()
+            while self._file is None or not _same_file(self._file, self._path):  # nobody has removed it meanwhile
+                self._file = self._path.open("wb")
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+
+
+class FileLock(Lock):
     """A lock on a file that this process alone writes, while it is held.
 
     Args:
@@ -60,8 +67,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(f"{path.name}-lock")
-        self._file: IO[bytes] | None = None
+        super().__init__(path.with_name(f"{path.name}-lock"))
 
     @property
     def held(self) -> bool:
@@ -87,19 +93,6 @@ class FileLock:
                 file = None  # somebody has only looked whether it is locked, which takes no time
         self._file = file
         return True
-
-    def release(self) -> None:
-        """Give it up."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._path.unlink()
-            self.drop()
-
-    def drop(self) -> None:
-        """As that of ``OwnerLock``."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
 
 
 def lock_path(path: Path, token: str) -> Path:
