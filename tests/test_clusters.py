@@ -937,10 +937,13 @@ def test_max_workers_bounds_what_is_under_way(cluster, tmp_path):
         with cluster.another(max_workers=workers) as executor, Flow(executor) as flow:
             with_tasks(flow, jobs.overlap)
             split_into(flow, "overlap", [{"log": str(tmp_path / "log"), "n": n} for n in range(8)])
-            times = [(began, ended) for began, ended, _ in run(flow, "split").values()]
-            at_once = [sum(begun <= began < ended for begun, ended in times) for began, _ in times]
-            assert max(at_once) <= most
-            assert workers == 1 or max(at_once) == 2
+            for _ in range(20):  # a cluster may take its time until a second worker is there
+                times = [(began, ended) for began, ended, _ in run(flow, "split").values()]
+                at_once = max(sum(begun <= began < ended for begun, ended in times) for began, _ in times)
+                assert at_once <= most
+                if at_once == most:
+                    break
+            assert at_once == most
 
 
 def test_short_tasks_do_not_wait_behind_a_long_one(flow, tmp_path):
