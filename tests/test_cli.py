@@ -1489,3 +1489,34 @@ def test_an_example_that_fails(call, monkeypatch):
     assert call("run", "orders.yaml", "-i", "name=orders.csv", "-i", "currency=CHF", "-i", "reader=Ada") == Done(
         0, "load: Orders for Ada, from orders.csv\nAda: 40.30 CHF\nGrace: 17.50 CHF\nrefused: 4\n", ""
     )
+
+
+def test_graph_as_json(here, call):
+    """``graph --json`` gives the tasks with their descriptions, and the edges."""
+    write("tasks.py", "def a():\n    return 1\n\ndef b(a):\n    return ['c']\n\ndef c():\n    return 2\n")
+    write(
+        "flow.toml",
+        """
+        [flow]
+        name = "three"
+        entry = "a"
+        edges = ["b >> (c | d)"]
+        [flow.tasks]
+        a = "tasks.a"
+        c = "tasks.c"
+        d = "tasks.c"
+        [flow.tasks.b]
+        callable = "tasks.b"
+        description = "Chooses."
+        """,
+    )
+    done = call("graph", "flow.toml", "--json")
+
+    assert (done.code, done.err) == (0, "")
+    assert strict(done.out) == {
+        "flow": "three",
+        "entry": "a",
+        "tasks": {"a": None, "c": None, "d": None, "b": "Chooses."},
+        "dependencies": {"a": [], "c": [], "d": [], "b": ["a"]},
+        "routes": {"b": ["c", "d"]},
+    }

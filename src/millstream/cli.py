@@ -165,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
     graph = add("graph", draw, "draw a flow")
     takes_target(graph)
     graph.add_argument("--format", choices=["text", "mermaid", "dot"], default="text", help="text without it")
+    takes_json(graph)
 
     check = add("check", check_flow, "say everything that is wrong with a flow, without running it")
     takes_target(check)
@@ -242,6 +243,11 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
 def draw(chosen: argparse.Namespace) -> int:
     """``millstream graph``."""
     with loaded(chosen) as flow:
+        if chosen.json:
+            tasks = {name: task.description for name, task in flow.tasks.items()}
+            edges = {"dependencies": dict(flow.dependencies), "routes": dict(flow.routes)}
+            print(as_json({"flow": flow.name, "entry": flow.entry, "tasks": tasks} | edges))
+            return WELL
         drawings = {"text": flow.to_text, "mermaid": flow.to_mermaid, "dot": flow.to_dot}
         print(drawings[chosen.format]())
     return WELL
