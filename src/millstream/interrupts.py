@@ -11,12 +11,18 @@ Nothing is changed if the program handles SIGINT itself, as event loops do. May 
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from signal import SIGINT
 from types import CodeType, FrameType
 from typing import Any
+
+try:  # what ``signal`` wraps: it makes enums of all that it is given and gives, which takes 20 times as long
+    from _signal import default_int_handler, getsignal  # type: ignore[import-not-found]
+    from _signal import signal as set_handler
+except ImportError:  # another Python
+    from signal import default_int_handler, getsignal
+    from signal import signal as set_handler
 
 #: A Ctrl-C that Python has kept for itself is found after so many seconds.
 LOOK = 1.0
@@ -25,51 +31,61 @@ _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PYTHON = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _OTHERS = ("site-packages", "dist-packages")  # below that
 
+_MAIN = threading.main_thread().ident
+
 # Only the main thread changes these, and signal handlers run there.
 _depth = 0
 _struck = False
 
 
-@contextmanager
-def shield() -> Generator[None, None, None]:
-    """Keep Ctrl-C from striking in the midst of the engine, if this is the main thread.
+class _Shield:
+    """What ``shield`` returns: it may be entered again inside of itself."""
 
-    Raises:
-        KeyboardInterrupt: at the end, if Ctrl-C came meanwhile and was not told yet.
-    """
-    global _depth, _struck
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    installed = _depth == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if _depth == 0 and not installed:
-        yield
-        return
-    if installed:
-        signal.signal(signal.SIGINT, _strike)
-    _depth += 1
-    kept = False
-    try:
-        yield
-    finally:
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        global _depth
+        if threading.get_ident() != _MAIN:
+            return
+        if _depth:
+            _depth += 1
+        elif getsignal(SIGINT) is default_int_handler:
+            set_handler(SIGINT, _strike)
+            _depth = 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        global _depth, _struck
+        if not _depth or threading.get_ident() != _MAIN:
+            return
         _depth -= 1
-        if installed:
-            if signal.getsignal(signal.SIGINT) is _strike:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not _depth:
+            if getsignal(SIGINT) is _strike:
+                set_handler(SIGINT, default_int_handler)
             kept, _struck = _struck, False
-    if kept:
-        raise KeyboardInterrupt
+            if kept and kind is None:
+                raise KeyboardInterrupt
+
+
+_SHIELD = _Shield()
+
+
+def shield() -> _Shield:
+    """Keep Ctrl-C from striking in the midst of the engine, for a ``with`` block in the main thread.
+
+    Leaving the block raises ``KeyboardInterrupt`` if Ctrl-C came meanwhile and was not told yet.
+    """
+    return _SHIELD
 
 
 def struck() -> bool:
     """Whether Ctrl-C came, in the thread that it is for, and was not dealt with yet."""
-    return _struck and threading.current_thread() is threading.main_thread()
+    return _struck and threading.get_ident() == _MAIN
 
 
 def dealt_with() -> None:
     """Whoever has got the ``KeyboardInterrupt`` sees to it: the next Ctrl-C is another one."""
     global _struck
-    if threading.current_thread() is threading.main_thread():
+    if threading.get_ident() == _MAIN:
         _struck = False
 
 
@@ -95,7 +111,7 @@ def rest(wait: Callable[..., Any], timeout: float | None = None) -> bool:
         tell()
     left = threading.TIMEOUT_MAX if timeout is None else timeout
     # Python does not wake a thread for a signal that came just before it has begun to wait for a lock.
-    while _depth and left > LOOK and threading.current_thread() is threading.main_thread():
+    while _depth and left > LOOK and threading.get_ident() == _MAIN:
         if wait(timeout=LOOK):
             return True
         left -= LOOK
