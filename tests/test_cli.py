@@ -802,6 +802,10 @@ def test_a_file_by_its_whole_path(here, call, tmp_path_factory):
             sys.modules.pop(name, None)
 
 
+#: Of these targets, those that are there and cannot be used; so cannot the modules and files that fail.
+UNFIT = ("two:needy", "two:broken", "two:leaves", "folder.toml", "", ":flow", ".two:alpha")
+
+
 @pytest.mark.parametrize(
     ("target", "told"),
     [
@@ -852,7 +856,7 @@ def test_targets_that_are_none(call, command, target, told):
     Path("folder.py").mkdir()
     Path("folder.toml").mkdir()
     done = call(command, target)
-    assert_told(done, 3 if " failed: " in done.err or "cannot be read" in done.err else 2, told)
+    assert_told(done, 3 if target in UNFIT or target.startswith(("raises", "leaves", "lacks", "syntax")) else 2, told)
     assert done.err.count("\n") == 1
 
 
@@ -1162,7 +1166,8 @@ def test_resume_with_other_code_says_so(here):
     Path("allowed").touch()
     done = start("resume", "steps.py", "monday", "--store", "runs.db")
     assert (done.code, done.out) == (0, "store: 63\n")
-    assert "task store has changed" in done.err
+    assert done.err.count("task store has changed") == 1
+    assert done.err.startswith("millstream: ")
 
 
 # ---- Ctrl-C, and runs that were left ----------------------------------------------------------------
@@ -1368,7 +1373,7 @@ def test_a_disk_that_is_full(here):
     write("shop.py", SHOP)
     with open("/dev/full", "w") as full:
         done = start("graph", "shop:flow", stdout=full)
-    assert done.code in (1, 3)
+    assert done.code == 3
     assert done.err.startswith("millstream: ")
     assert "No space left on device" in done.err
 

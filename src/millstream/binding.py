@@ -95,7 +95,9 @@ class Binding:
 
     def reads(self, needs: Sequence[str], declared: Iterable[str] = ()) -> bool:
         """Whether it takes anything that its dependencies gave; ``declared`` are filled already."""
-        taken = {"upstream", "payload"}.intersection(self._kinds) if self.collects else set()
+        if not declared:
+            return self.collects or not self._inputs.isdisjoint(needs)
+        taken = {"upstream", "payload"}.intersection(self._kinds)
         return not taken.union(self._inputs.intersection(needs)).issubset(declared)
 
     def call_shape(self) -> tuple[bool, tuple[int | None, str] | None, dict[str, Any], tuple[str, ...]]:
@@ -445,11 +447,14 @@ def is_async(fn: Any) -> bool:
     """
     if type(fn) is types.FunctionType and not fn.__dict__:
         return bool(fn.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
+    return inspect.iscoroutinefunction(called := _called(fn)) or inspect.isasyncgenfunction(called)
+
+
+def _called(fn: Any) -> Any:
+    """Return the function that is called for partials and callable objects, inside no decorator."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    if not inspect.isroutine(fn) and not isinstance(fn, type):
-        fn = type(fn).__call__
-    return inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn)
+    return fn if inspect.isroutine(fn) or isinstance(fn, type) else type(fn).__call__
 
 
 # ---- maps -----------------------------------------------------------------------------------------
@@ -558,7 +563,7 @@ class Declared:
         if not is_async:
             found = self._found
             return lambda run, ctx: invoke(found(run, ctx), ctx)
-        if is_async_generator(fn):
+        if inspect.isasyncgenfunction(_called(fn)):
 
             async def steps(run: Any, ctx: Any) -> Any:
                 await self._wait(run, ctx)
@@ -600,12 +605,3 @@ class Declared:
         if task != self._task:
             return Newest(ctx)
         return run.upstream if run.upstream is not None else run.needs or {}
-
-
-def is_async_generator(fn: Any) -> bool:
-    """Whether calling ``fn`` gives an asynchronous generator."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    if not inspect.isroutine(fn) and not isinstance(fn, type):
-        fn = type(fn).__call__
-    return inspect.isasyncgenfunction(fn)

@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import io
 import json
-import logging
 import math
 import os
 import sys
@@ -22,7 +21,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from millstream.config.files import READERS
-from millstream.errors import BindingError, ConfigError, FlowError, RunOwnedError, TaskNotFoundError, UnknownRunError
+from millstream.errors import (
+    BindingError,
+    CodeChangedError,
+    ConfigError,
+    FlowError,
+    RunOwnedError,
+    TaskNotFoundError,
+    UnknownRunError,
+)
 from millstream.flow import Flow, RunOptions
 from millstream.task import nearest
 from millstream.values import Status
@@ -208,7 +215,12 @@ def resume_run(chosen: argparse.Namespace) -> int:
     """``millstream resume``."""
     with loaded(chosen) as flow:
         options: RunOptions = {"resume": chosen.run, "timeout": chosen.timeout}
-        run = flow._start(None, inputs_of(chosen.input) or None, options, driven=True, again=chosen.again)
+        inputs = inputs_of(chosen.input) or None
+        try:
+            run = flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="raise")
+        except CodeChangedError as error:  # which is refused before anything has begun
+            say(str(error))
+            run = flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="ignore")
         return ended(run, chosen)
 
 
@@ -367,10 +379,6 @@ def loaded(chosen: argparse.Namespace) -> Flow:
         Refused: there is no such flow.
         ConfigError: its file cannot be used.
     """
-    warnings = logging.StreamHandler(sys.stderr)
-    warnings.setFormatter(logging.Formatter("millstream: %(message)s"))
-    warnings.addFilter(lambda record: "other code" in record.getMessage())  # the rest is told as the run's failure
-    logging.getLogger("millstream").addHandler(warnings)
     flow = flow_at(chosen.target, chosen.allow)
     store = getattr(chosen, "store", None)
     if store is not None:

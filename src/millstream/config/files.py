@@ -34,8 +34,8 @@ def read(path: Path) -> Any:
     if reader is None:
         raise ConfigError(str(path), f"a flow is in a file that ends in {', '.join(READERS)}: rename it.")
     try:
-        size = path.stat().st_size
-        content = path.read_bytes() if size <= MAX_BYTES else b"\0" * (MAX_BYTES + 1)
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise ConfigError(

@@ -97,9 +97,9 @@ def built(
         edges = list(edges)
     flow._connect(edges_of(edges))
     unknown = list(unknown_names(flow.tasks, edges))
-    problems = [ConfigError(where, _said(TaskNotFoundError(name, flow.tasks))) for where, name in unknown[:NEAREST]]
     if entry is not None and entry not in flow.tasks:
-        problems.append(ConfigError("entry", _said(TaskNotFoundError(entry, flow.tasks))))
+        unknown.append(("entry", entry))
+    problems = [ConfigError(where, not_found(name, flow.tasks, n)) for n, (where, name) in enumerate(unknown)]
     if problems:
         raise _together("from_dsl", problems)
     flow.validate()
@@ -112,6 +112,11 @@ def unknown_names(tasks: Mapping[str, Any], edges: Any) -> Iterator[tuple[str, s
         for name in dict.fromkeys(names_in(each) if isinstance(each, str) else each):
             if name not in tasks:
                 yield "edges" if isinstance(edges, str) else f"edges[{place}]", name
+
+
+def not_found(name: str, tasks: Iterable[str], before: int) -> str:
+    """Return what to say of the name of no task, after so many other problems."""
+    return _said(TaskNotFoundError(name, tasks)) if before < NEAREST else f"Task {name} not found."
 
 
 class Reader:
@@ -165,8 +170,7 @@ class Reader:
 
     def missing(self, path: str, name: str, tasks: Iterable[str]) -> None:
         """Note the name of no task."""
-        error = TaskNotFoundError(name, tasks if len(self.problems) < NEAREST else ())
-        self.wrong(path, _said(error) if len(self.problems) < NEAREST else f"Task {name} not found.")
+        self.wrong(path, not_found(name, tasks, len(self.problems)))
 
     @contextmanager
     def noting(self, path: str) -> Iterator[None]:
@@ -247,7 +251,7 @@ class Reader:
         edges = self._edges()
         names = self._flow.get("tasks")
         names = names if isinstance(names, Mapping) else {}
-        self._check_names(names, edges, good.get("entry"))
+        self._check_names(names, good.get("entry"))
         stand_in = Flow("inline")
         for name in names:
             if isinstance(name, str) and name and "#" not in name:
@@ -333,7 +337,7 @@ class Reader:
                 edges_of(given)  # one may contradict another
         return edges
 
-    def _check_names(self, tasks: Mapping[str, Any], edges: list[Edge], entry: Any) -> None:
+    def _check_names(self, tasks: Mapping[str, Any], entry: Any) -> None:
         """Note names that are none of a task; the edges are looked up by their place."""
         given = self._flow.get("edges")
         edges_given = [given] if isinstance(given, str) else given if isinstance(given, list | tuple) else ()

@@ -4,8 +4,8 @@ Everything that changes the state of a run is a *step* done under the monitor of
 worker reports an outcome, a timer fires, somebody cancels. A step asks the scheduler, stores what a
 task gave, shows the observer what happened, and puts off to after the lock whatever might block or
 run a user's code. The loops that workers run are in ``lane``, waiting is in ``waiting``. May import:
-everything in engine but session, executors.base, task, context, graph, events, report, values, errors;
-never the flow.
+everything in engine but session, executors.base, task, context, graph, events, report, values, interrupts,
+errors; never the flow.
 """
 
 from __future__ import annotations
@@ -322,12 +322,14 @@ class FlowRun(Waiting):
                         self.recall.set(key, value)
                     self.recall.go_on()
             except BaseException as error:
-                if self.recall is not None:
-                    self.recall.refused()
+                if self.recall is None:
+                    self._end_early(Status.FAILED, error)
+                    raise
+                self.recall.refused()
                 self._end_early(Status.FAILED, error)
-                if self.recall is not None and not self.finished:  # nothing of it is called, nor in a queue
+                if not self.finished:  # nothing of it is called, nor in a queue
                     self._finish()
-                if self.recall is not None and isinstance(error, FlowError) and not isinstance(error, CheckpointError):
+                if isinstance(error, FlowError) and not isinstance(error, CheckpointError):
                     raise CheckpointError(f"Run {self.id} cannot go on with the tasks of now: {error}") from error
                 raise
             if timeout is not None:

@@ -3,7 +3,7 @@
 Chunks are appended in the locked step that makes successors ready, so a chunk arrives after
 everything that caused it. A worker that finds the buffer full waits for room before it reports, with
 no lock held. Room for one wakes all who wait for it, so each worker can exceed the bound by a chunk or
-two. May import: values, errors, and the run for its types.
+two. May import: values, errors, interrupts, and the run for its types.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A thread that waits and is a worker itself lends its place to others for that time. Where the run is
 worked on in the waiting thread (the inline executor), waiting is working. May import: lane, stream,
-waits, executors.base, task, errors; and the run for its types.
+waits, executors.base, task, interrupts, errors; and the run for its types.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ there is none, each waits for another one and the oldest breaks the circle (``De
 one is told at a time, since it may handle the error and set what the others wait for.
 Timeouts do not count as a way out: who waits in vain is told at once.
 
-May import: values, errors, context, task, executors.base.
+May import: values, errors, context, task, interrupts, executors.base.
 """
 
 from __future__ import annotations

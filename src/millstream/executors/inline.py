@@ -2,7 +2,7 @@
 
 Each run has one place of its own, and the thread that called ``run``, ``start`` or ``stream`` works
 in it. While a task waits for a value, a helper thread takes the place, so that what it waits for can
-come; still only one of them runs at a time. May import: base, places, errors.
+come; still only one of them runs at a time. May import: base, places, interrupts, errors.
 """
 
 from __future__ import annotations
