@@ -35,7 +35,9 @@ def read(path: Path) -> Any:
         raise ConfigError(str(path), f"a flow is in a file that ends in {', '.join(READERS)}: rename it.")
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = bytearray()
+            while len(content) <= MAX_BYTES and (chunk := file.read(1 << 16)):
+                content += chunk
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise ConfigError(
