@@ -33,7 +33,7 @@ class Record:
 
     def _fields(self) -> dict[str, Any]:
         code = type(self).__init__.__code__
-        return {name: getattr(self, name) for name in code.co_varnames[1 : code.co_argcount]}
+        return {name: getattr(self, name) for name in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]}
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

@@ -6,13 +6,12 @@ it down, long after the run and its flow are gone.
 Rule 1: an error is kept without its frames, so that a report keeps no locals alive.
 Rule 2: results, messages and names come from others. Nothing here fails because they cannot be shown.
 
-May import: values, events.
+May import: values, events, diagram; and show, for drawings, when one is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from heapq import heappush, heapreplace
 from typing import TYPE_CHECKING, Any
 
 from millstream.events import Record, shown
@@ -20,6 +19,7 @@ from millstream.events import Record, shown
 if TYPE_CHECKING:
     from os import PathLike
 
+    from millstream.diagram import Diagram
     from millstream.values import Status
 
 #: Messages are cut to this many characters where they stand in a table.
@@ -103,10 +103,18 @@ class TaskReport(Record):
 class TaskTrace(Record):
     """One attempt of a task run, kept when a run is made with ``trace=True``."""
 
-    __slots__ = ("attempt", "finished_at", "id", "started_at", "status", "task", "worker")
+    __slots__ = ("attempt", "error", "finished_at", "id", "started_at", "status", "task", "worker")
 
     def __init__(
-        self, task: str, id: str, attempt: int, status: Status, started_at: float, finished_at: float, worker: str
+        self,
+        task: str,
+        id: str,
+        attempt: int,
+        status: Status,
+        started_at: float,
+        finished_at: float,
+        worker: str,
+        error: ErrorReport | None = None,
     ) -> None:
         self.task = task  #: name of the task
         self.id = id  #: id of the task run, such as ``count#2``
@@ -115,6 +123,7 @@ class TaskTrace(Record):
         self.started_at = started_at  #: in seconds since the epoch
         self.finished_at = finished_at  #: in seconds since the epoch
         self.worker = worker  #: name of the thread or event loop that it ran in
+        self.error = error  #: why it failed, if it did
 
     @property
     def duration(self) -> float:
@@ -122,11 +131,52 @@ class TaskTrace(Record):
         return max(0.0, self.finished_at - self.started_at)
 
 
+class TaskProgress(Record):
+    """How far a task run that is under way has got, as it says itself with ``current_task().progress``."""
+
+    __slots__ = ("done", "id", "total")
+
+    def __init__(self, id: str, done: float, total: float | None) -> None:
+        self.id = id  #: of the task run, such as ``count#2``
+        self.done = done  #: in units of the task's choice
+        self.total = total  #: of the same; None when the task does not know
+
+
+class Tally(Record):
+    """How far a run is: numbers of task runs."""
+
+    __slots__ = ("done", "failed", "progress", "running", "skipped", "total", "waiting")
+
+    def __init__(
+        self,
+        done: int,
+        failed: int,
+        skipped: int,
+        running: int,
+        waiting: int,
+        total: int | None,
+        progress: tuple[TaskProgress, ...] = (),
+    ) -> None:
+        self.done = done  #: have succeeded
+        self.failed = failed  #: have failed, were cancelled or given up
+        self.skipped = skipped
+        self.running = running  #: are under way
+        self.waiting = waiting  #: are ready, or wait for others, or for their next attempt
+        self.total = total  #: all that there will be, as far as is known; None while a list still grows
+        self.progress = progress  #: of those under way that tell, the one that told last at the end
+
+    @property
+    def ended(self) -> int:
+        """How many have ended, however they did."""
+        return self.done + self.failed + self.skipped
+
+
 class RunReport(Record):
     """What became of a run and of its tasks; see ``FlowRun.report``."""
 
     __slots__ = (
-        "created_at", "error", "finished_at", "flow", "metadata", "resumed_from", "run_id", "status", "tasks", "trace",
+        "created_at", "diagram", "error", "finished_at", "flow", "metadata", "resumed_from", "run_id", "status",
+        "tasks", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +191,7 @@ class RunReport(Record):
         trace: tuple[TaskTrace, ...] | None = None,
         error: ErrorReport | None = None,
         resumed_from: str | None = None,
+        diagram: Diagram | None = None,
     ) -> None:
         self.run_id = run_id
         self.flow = flow  #: name of the flow
@@ -152,6 +203,7 @@ class RunReport(Record):
         self.trace = trace  #: every attempt of every task run; None without ``trace=True``
         self.error = error  #: why the run ended, None when it succeeded or runs
         self.resumed_from = resumed_from  #: the run that this one was made from, by ``resume(from_tasks=)``
+        self.diagram = diagram  #: its tasks and what led from one to another; None where nobody knows
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{"run_id", "flow", "metadata", "created_at", "finished_at", "status", "tasks"}``.
@@ -195,21 +247,25 @@ class RunReport(Record):
             ValueError: the run kept no trace.
             OSError: ``path`` cannot be written.
         """
-        import json  # only for this, and not small
+        from millstream.show.timeline import chrome_trace
 
         if self.trace is None:
             raise ValueError(f"Run {self.run_id} kept no trace: run it with trace=True.")
-        text = json.dumps({"traceEvents": _chrome_events(self.flow, self.created_at, self.trace)})
-        if path is not None:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
-        return text
+        return written(chrome_trace(self.flow, self.created_at, self.trace), path)
 
     def __repr__(self) -> str:
         states = [str(task.status) for task in self.tasks.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
         said = f"{len(states)} task{'' if len(states) == 1 else 's'}{': ' if states else ''}{counts}"
         return f"<RunReport {self.run_id}: {self.status}, {said}>"
+
+
+def written(text: str, path: str | PathLike[str] | None) -> str:
+    """Return a drawing; write it to ``path`` too if given."""
+    if path is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    return text
 
 
 def _class_name(error: BaseException) -> str:
@@ -258,54 +314,3 @@ def _table(rows: list[tuple[str, ...]]) -> Iterable[str]:
         yield "  ".join(
             cell.rjust(width) if 2 <= at <= 4 else cell.ljust(width) for at, (cell, width) in enumerate(cells)
         ).rstrip()
-
-
-def _chrome_events(flow: str, created_at: float, trace: Iterable[TaskTrace]) -> list[dict[str, Any]]:
-    """Return the trace events of a run, the names of its rows first."""
-    lanes = _Lanes()
-    bars = []
-    for attempt in sorted(trace, key=lambda attempt: attempt.started_at):
-        begin = round(max(0.0, attempt.started_at - created_at) * 1e9)
-        end = begin + round(attempt.duration * 1e9)
-        bars.append(
-            {
-                "name": attempt.task,
-                "cat": "task",
-                "ph": "X",
-                "ts": begin / 1000,
-                "dur": (end - begin) / 1000,
-                "pid": 1,
-                "tid": lanes.take(attempt.worker, begin, end),
-                "args": {"id": attempt.id, "attempt": attempt.attempt, "status": str(attempt.status)},
-            }
-        )
-    names = [_chrome_name("process_name", 0, flow)]
-    names += [_chrome_name("thread_name", number, name) for number, name in enumerate(lanes.names, 1)]
-    return names + bars
-
-
-def _chrome_name(what: str, tid: int, name: str) -> dict[str, Any]:
-    """Return the metadata event that names a process or one of its rows."""
-    return {"name": what, "ph": "M", "pid": 1, "tid": tid, "args": {"name": name}}
-
-
-class _Lanes:
-    """The rows of a trace: as few for each worker as show its attempts without overlap."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []  #: of the rows; row n is at n - 1
-        self._rows: dict[str, list[tuple[int, int]]] = {}  #: by worker, a heap: when each row is free again, its number
-
-    def take(self, worker: str, begin: int, end: int) -> int:
-        """Return the number of a row that is free from ``begin`` on, and take it until ``end``.
-
-        Calls come in the order of ``begin``.
-        """
-        rows = self._rows.setdefault(worker, [])
-        if rows and rows[0][0] <= begin:
-            number = rows[0][1]
-            heapreplace(rows, (end, number))
-            return number
-        self.names.append(f"{worker} ({len(rows) + 1})" if rows else worker)
-        heappush(rows, (end, len(self.names)))
-        return len(self.names)
