@@ -713,60 +713,32 @@ def test_hooks_keep_no_output_alive(recorder):
         assert weak[0]() is None
 
 
-class LateLock:
-    """A lock whose holder stops between letting go and looking again, as any thread may at any time."""
+class StoppingClock(VirtualClock):
+    """A clock that stops the first worker who asks for the time, until somebody else holds the lock of the run."""
 
     def __init__(self):
-        self.lock = threading.Lock()
-        self.slow = None
-        self.held, self.missed = threading.Event(), threading.Event()
-        self.free, self.passed = threading.Event(), threading.Event()
-
-    def acquire(self, blocking=True):
-        got = self.lock.acquire(blocking)
-        if not got:
-            self.missed.set()
-        return got
-
-    def release(self):
-        if threading.current_thread() is not self.slow:
-            self.lock.release()
-            if self.missed.is_set():
-                self.passed.set()
-        else:
-            self.slow = None
-            self.held.set()
-            wait(self.missed)  # somebody leaves a step for us, after our last look
-            self.lock.release()
-            self.free.set()
-            wait(self.passed)
-
-
-class StoppingClock(VirtualClock):
-    """A clock that stops the first worker who asks for the time, until the lock is held by another thread."""
-
-    def __init__(self, lock):
         super().__init__()
-        self.lock, self.asked = lock, threading.Event()
+        self.asked, self.held = threading.Event(), threading.Event()
 
     def now(self):
         if threading.current_thread().name.startswith("millstream-thread") and not self.asked.is_set():
             self.asked.set()
-            wait(self.lock.held)
+            wait(self.held)
         return super().now()
 
 
-def test_a_start_is_told_before_its_success_in_any_race(recorder):
-    """A worker that finds the lock taken when it begins, and free when it has finished, tells the start first."""
-    context, lock = Context(), LateLock()
-    context._monitor.lock = lock
-    clock = StoppingClock(lock)
+def test_a_start_is_told_at_once_whoever_holds_the_lock(recorder):
+    """A worker tells that a task begins without asking for the lock of the run, so the start comes first."""
+    context, clock, free = Context(), StoppingClock(), threading.Event()
     with set_clock(Flow("thread", hooks=[recorder]), clock) as flow:
-        flow.add_task("work", lambda: lock.free.wait(WATCHDOG) and "done")
+        flow.add_task("work", lambda: free.wait(WATCHDOG) and "done")
         run = flow.start("work", context=context)
         wait(clock.asked)
-        lock.slow = threading.current_thread()
-        run.report()
+        with context._monitor:
+            clock.held.set()
+            recorder.events.wait_for(2)
+            assert recorder.story() == ["run starts", "work starts (1)"]
+        free.set()
         assert run.result(WATCHDOG) == {"work": "done"}
         recorder.events.wait_for(4)
         assert recorder.story() == ["run starts", "work starts (1)", "work succeeds (1)", "run ends: SUCCESS"]

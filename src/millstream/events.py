@@ -59,12 +59,15 @@ class _RunEvent(Record):
 
 
 class _TaskEvent(_RunEvent):
-    """The fields of every event of a task run."""
+    """The fields of every event of a task run.
+
+    Two of them are made for every task run that a hook hears of, so those below call no ``super().__init__``.
+    """
 
     __slots__ = ("id", "task")
 
     def __init__(self, run_id: str, flow: str, at: float, task: str, id: str) -> None:
-        super().__init__(run_id, flow, at)
+        self.run_id, self.flow, self.at = run_id, flow, at
         self.task = task  #: name of the task
         self.id = id  #: id of the task run, such as ``count#2``
 
@@ -83,7 +86,7 @@ class RunEndEvent(_RunEvent):
     def __init__(
         self, run_id: str, flow: str, at: float, status: Status, duration: float, error: BaseException | None
     ) -> None:
-        super().__init__(run_id, flow, at)
+        self.run_id, self.flow, self.at = run_id, flow, at
         self.status = status  #: ``SUCCESS``, ``FAILED`` or ``CANCELLED``
         self.duration = duration  #: seconds since the start of the run
         self.error = error  #: why it ended, None when it succeeded
@@ -95,7 +98,11 @@ class TaskStartEvent(_TaskEvent):
     __slots__ = ("attempt",)
 
     def __init__(self, run_id: str, flow: str, at: float, task: str, id: str, attempt: int) -> None:
-        super().__init__(run_id, flow, at, task, id)
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
         self.attempt = attempt  #: 1 for the first
 
 
@@ -107,7 +114,11 @@ class TaskSuccessEvent(_TaskEvent):
     def __init__(
         self, run_id: str, flow: str, at: float, task: str, id: str, attempt: int, duration: float, output: Any
     ) -> None:
-        super().__init__(run_id, flow, at, task, id)
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
         self.attempt = attempt  #: the one that succeeded, 1 for the first
         self.duration = duration  #: seconds that this attempt took
         self.output = output  #: what the task returned, the object itself
@@ -131,7 +142,11 @@ class TaskFailureEvent(_TaskEvent):
         will_retry: bool,
         delay: float | None,
     ) -> None:
-        super().__init__(run_id, flow, at, task, id)
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
         self.attempt = attempt  #: the one that failed, 1 for the first
         self.duration = duration  #: seconds that this attempt took
         self.error = error  #: what it raised
@@ -147,7 +162,11 @@ class TaskRetryEvent(_TaskEvent):
     def __init__(
         self, run_id: str, flow: str, at: float, task: str, id: str, attempt: int, delay: float, error: BaseException
     ) -> None:
-        super().__init__(run_id, flow, at, task, id)
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
         self.attempt = attempt  #: the one to come, 2 or more
         self.delay = delay  #: seconds until it begins
         self.error = error  #: what the attempt before raised
@@ -159,7 +178,11 @@ class TaskSkipEvent(_TaskEvent):
     __slots__ = ("reason",)
 
     def __init__(self, run_id: str, flow: str, at: float, task: str, id: str, reason: str) -> None:
-        super().__init__(run_id, flow, at, task, id)
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
         self.reason = reason  #: why, as a sentence for people
 
 
@@ -178,7 +201,11 @@ class TaskCoalescedEvent(_TaskEvent):
         kept: Mapping[str, Any],
         dropped: Mapping[str, Any],
     ) -> None:
-        super().__init__(run_id, flow, at, task, id)
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
         self.kept = kept  #: the inputs of the task run that is under way
         self.dropped = dropped  #: the inputs of the request, which nobody will see
 
@@ -191,7 +218,11 @@ class TaskProgressEvent(_TaskEvent):
     def __init__(
         self, run_id: str, flow: str, at: float, task: str, id: str, attempt: int, done: float, total: float | None
     ) -> None:
-        super().__init__(run_id, flow, at, task, id)
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
         self.attempt = attempt
         self.done = done  #: how much is done, in units of the task's choice
         self.total = total  #: how much there is, if the task knows

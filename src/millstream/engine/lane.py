@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iter
 from contextvars import Context as Variables
 from contextvars import copy_context
 from itertools import chain
+from threading import current_thread
 from typing import TYPE_CHECKING, Any, cast
 
 from millstream.engine.clock import Timer
@@ -76,7 +77,7 @@ class RunTask(TaskState):
 class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
-    __slots__ = ("blocked", "call_keys", "calls", "chose", "limit", "since", "timer", "variables", "where")
+    __slots__ = ("blocked", "call_keys", "calls", "chose", "limit", "since", "timer", "told", "variables", "where")
 
     blocked: int  #: how many of its waits are on: at any, it does not count for ``max_parallel``; not set before
     variables: Variables | None  #: what a submitted call is called in, while it is; set only for one
@@ -87,6 +88,7 @@ class Item(TaskRun):
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
     timer: Timer  #: what will say so
     since: float  #: when the attempt began; set only for a task that is watched
+    told: str  #: its id; set only while somebody observes attempts
     where: str  #: the thread or loop that calls it; set only for a trace
 
     @property
@@ -274,7 +276,7 @@ class Lane:
         run = self.run
         context, report, enter, now = run.context, run.settle, current_run.set, run.clock.now
         ready, monitor, queue = self.ready, run.monitor, worker.queue
-        take = ready.plain.popleft
+        take, observe, where = ready.plain.popleft, run.observer.attempt_began, current_thread().name
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         stream = run.stream_buffer
         item = task = result = output = requests = None
@@ -299,7 +301,9 @@ class Lane:
                         if run.stopping:
                             raise TaskCancelledError(item.id)
                         if task.watched:
-                            run.began(item)
+                            observe(item, where)
+                            if not task.terms.unseen:
+                                run.began(item)
                         elif task.began is None:
                             task.began = now()
                         # What a task does to context variables must not be seen by the next one.
@@ -337,7 +341,7 @@ class Lane:
         finally:
             # The traceback of a task's error keeps the task's frame, that frame keeps this one, and
             # this one would keep the run, which keeps the error: a circle.
-            del self, run, context, report, now, ready, monitor, take, locked, unlock, posted, later, stream
+            del self, run, context, report, now, ready, monitor, take, observe, locked, unlock, posted, later, stream
             del item, task, result, output, requests
 
     def _stay(self, worker: Worker) -> bool:
@@ -469,7 +473,7 @@ class Lane:
         run = self.run
         context, report, enter, now = run.context, run.settle, current_run.set, run.clock.now
         ready, monitor, stream = self.ready, run.monitor, run.stream_buffer
-        take = ready.plain.popleft
+        take, observe, where = ready.plain.popleft, run.observer.attempt_began, place_of(worker)
         locked, unlock, posted, later = monitor.lock.acquire, monitor.lock.release, monitor.posted, monitor.later
         with monitor:
             self.come(worker)
@@ -500,7 +504,9 @@ class Lane:
                         if run.stopping:
                             raise TaskCancelledError(item.id)
                         if task.watched:
-                            run.began(item)
+                            observe(item, where)
+                            if not task.terms.unseen:
+                                run.began(item)
                         elif task.began is None:
                             task.began = now()
                         result = task.terms.invoke(item, context)
@@ -547,7 +553,7 @@ class Lane:
                         monitor.post(report, item, output, requests, None)
         finally:
             # As in ``_work``: the traceback of a task's error keeps this frame.
-            del self, run, context, report, now, ready, monitor, take, locked, unlock, posted, later, stream
+            del self, run, context, report, now, ready, monitor, take, observe, locked, unlock, posted, later, stream
             del item, task, result, coroutine, variables, awaited, output, requests, drive, driver, box
 
     def _coroutine_of(self, item: Item, result: Any) -> Any:
@@ -565,6 +571,12 @@ class Lane:
                     await run.wait_for_room_async()
         finally:
             await generator.aclose()
+
+
+def place_of(worker: Worker) -> str:
+    """Return the name of the thread that a worker works in, and of its place on an event loop there."""
+    thread, number = current_thread().name, getattr(worker, "number", None)
+    return thread if number is None else f"{thread} {number}"
 
 
 def variables_of(item: Item) -> Variables:

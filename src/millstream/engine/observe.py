@@ -1,20 +1,21 @@
 """What is seen of a run: its events, when its attempts began and ended, its trace.
 
 Called under the monitor of the run, unless a method says otherwise; an event is made only when somebody
-wants it. May import: tell, lane, clock, events, report, values, monitor.
+wants it. May import: tell, lane, clock, record, events, values, monitor.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from millstream.engine.clock import Clock
 from millstream.engine.lane import Item
+from millstream.engine.record import Failure, Traced
 from millstream.engine.tell import END, Teller
 from millstream.events import (
+    Event,
     RunEndEvent,
     RunStartEvent,
     TaskCoalescedEvent,
@@ -26,8 +27,9 @@ from millstream.events import (
     TaskSuccessEvent,
 )
 from millstream.monitor import Monitor
-from millstream.report import TaskTrace
 from millstream.values import Status
+
+SUCCESS = Status.SUCCESS
 
 
 class Observer:
@@ -36,21 +38,20 @@ class Observer:
     def __init__(self, run_id: str, flow: str, teller: Teller, clock: Clock, monitor: Monitor, trace: bool) -> None:
         self.began_at = clock.now()
         self.ended_at: float | None = None
-        self.trace: list[TaskTrace] | None = [] if trace else None
-        self._ids = run_id, flow
-        self._teller, self._clock, self._monitor = teller, clock, monitor
-        self._wall = time.time() - self.began_at  # what turns the clock's time into that of the world
-        self._wants = wants = teller.wanted()
+        self.trace: list[Traced] | None = [] if trace else None
+        self.run_id, self.flow = run_id, flow
+        self.epoch = time.time() - self.began_at
+        self._teller, self._clock, self._now, self._monitor = teller, clock, clock.now, monitor
+        self._audiences = heard = teller.audiences()
+        self._starts, self._successes = heard.get(TaskStartEvent), heard.get(TaskSuccessEvent)
         #: Nobody wants to know when each attempt begins, or how long it took: the log of failures does not tell.
-        self.times_unseen = not (
-            trace or TaskStartEvent in wants or TaskSuccessEvent in wants or TaskFailureEvent in teller.wants
-        )
+        self.times_unseen = not (trace or self._starts or self._successes or TaskFailureEvent in teller.wants)
         self._starter: Any = None  # the hook in whose thread the run was started
         self._told_start = False
 
     def wall(self, at: float | None = None) -> float:
         """Return the time of the world for an instant of the clock, by default for now."""
-        return self._wall + (self._clock.now() if at is None else at)
+        return self.epoch + (self._clock.now() if at is None else at)
 
     # ---- the run --------------------------------------------------------------------------------
 
@@ -83,20 +84,33 @@ class Observer:
         if not teller.listeners or clock.closed:
             then()
 
-    # ---- its task runs --------------------------------------------------------------------------
+    # ---- its task runs: the first two are called for every one ----------------------------------
 
-    def attempt_began(self, item: Item) -> None:
-        """No lock held."""
-        if TaskStartEvent in self._wants:
-            self._monitor.post(self._tell, TaskStartEvent, item.since, item.task.name, item.id, item.attempt)
-        if self.trace is not None:
-            item.where = where(item)
+    def attempt_began(self, item: Item, where: str) -> None:
+        """An attempt of a task that is watched begins. Called by its worker, no lock held.
 
-    def attempt_succeeded(self, item: Item, output: Any) -> None:
+        ``where``: the name of the worker, for people.
+        """
+        task, number = item.task, item.number
+        item.since = now = self._now()
+        if task.began is None:
+            task.began = now
+        task.attempt = item.attempt
+        name = task.name
+        # As ``item.id``, without a call.
+        told = item.id if item.extra is not None else name if number == 1 else f"{name}#{number}"
+        item.told, item.where = told, where
+        if self._starts is not None:
+            self._starts.tell(TaskStartEvent(self.run_id, self.flow, self.epoch + now, name, told, item.attempt), None)
+
+    def attempt_succeeded(self, item: Item, output: Any, now: float) -> None:
+        name, told, since = item.task.name, item.told, item.since
         if self.trace is not None:
-            self._trace(item, Status.SUCCESS)
-        if TaskSuccessEvent in self._wants:
-            self._tell(TaskSuccessEvent, None, item.task.name, item.id, item.attempt, self._lasted(item), output)
+            self.trace.append((name, told, item.attempt, SUCCESS, since, now, item.where, None))
+        if self._successes is not None:
+            at = self.epoch + now
+            event = TaskSuccessEvent(self.run_id, self.flow, at, name, told, item.attempt, now - since, output)
+            self._successes.tell(event, self._monitor.later)
 
     def attempt_failed(
         self, item: Item, error: BaseException, delay: float | None, status: Status, *, silent: bool
@@ -105,11 +119,17 @@ class Observer:
 
         ``silent``: that is no failure to be told of.
         """
+        now = self._clock.now()
+        since = getattr(item, "since", now)
         if self.trace is not None:
-            self._trace(item, status)
-        if TaskFailureEvent in self._wants and status is not Status.CANCELLED and not silent:
-            facts = (item.task.name, item.id, item.attempt, self._lasted(item), error, delay is not None, delay)
-            self._tell(TaskFailureEvent, None, *facts)
+            failure = None if status is Status.CANCELLED else Failure(error)
+            place = getattr(item, "where", "")
+            self.trace.append((item.task.name, item.id, item.attempt, status, since, now, place, failure))
+            if failure is not None:  # the error itself keeps all its frames alive
+                self._monitor.later.append((failure.digest, ()))
+        if status is not Status.CANCELLED and not silent:
+            facts = (item.task.name, item.id, item.attempt, now - since, error, delay is not None, delay)
+            self._tell(TaskFailureEvent, now, *facts)
 
     def retried(self, again: Item, delay: float, error: BaseException) -> None:
         self._tell(TaskRetryEvent, None, again.task.name, again.id, again.attempt, delay, error)
@@ -129,25 +149,8 @@ class Observer:
 
     # ---- inside ---------------------------------------------------------------------------------
 
-    def _tell(self, kind: Callable[..., Any], at: float | None, *facts: Any) -> None:
+    def _tell(self, kind: Callable[..., Event], at: float | None, *facts: Any) -> None:
         """Something happened, now or at ``at``, that somebody may want to know of."""
-        if kind in self._wants:
-            self._teller.tell(kind(*self._ids, self.wall(at), *facts), self._monitor.later)
-
-    def _trace(self, item: Item, status: Status) -> None:
-        assert self.trace is not None, "only a run with a trace keeps attempts"
-        now = self._clock.now()
-        began = self.wall(getattr(item, "since", now))
-        facts = (item.task.name, item.id, item.attempt, status, began, self.wall(now))
-        self.trace.append(TaskTrace(*facts, getattr(item, "where", "")))
-
-    def _lasted(self, item: Item) -> float:
-        now = self._clock.now()
-        return now - getattr(item, "since", now)
-
-
-def where(item: Item) -> str:
-    """Return the name of the thread, and of the coroutine's place on its loop, that calls a task run."""
-    thread = threading.current_thread().name
-    pump = getattr(item.handle, "number", None)
-    return thread if pump is None else f"{thread} {pump}"
+        audience = self._audiences.get(cast(type, kind))
+        if audience is not None:
+            audience.tell(kind(self.run_id, self.flow, self.wall(at), *facts), self._monitor.later)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.states import WORSE
-from millstream.report import Digest, RunReport, TaskReport
+from millstream.report import Digest, RunReport, TaskReport, TaskTrace
 from millstream.values import Status
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class Failure:
             kept = self._kept = Digest(kept)
         return kept
 
+
+#: An attempt as it is kept for the trace, by the clock of the run: task, id, attempt, status, when it began and
+#: ended, worker, failure.
+Traced = tuple[str, str, int, Status, float, float, str, Failure | None]
 
 #: What is told of all runs of a task, as they are kept: name, live, worst, runs, attempt, began, ended,
 #: output, failure. Nothing in it leads back to the run.
@@ -76,7 +80,7 @@ class RunRecord:
         self.id, self.flow, self.metadata = run.id, run.plan.flow, dict(run.context.metadata)
         seen = run.observer
         self.began, self.ended, self.status = seen.began_at, seen.ended_at, run.status
-        self.trace = None if seen.trace is None else tuple(seen.trace)
+        self._trace = None if seen.trace is None else tuple(seen.trace)
         self._finished = run.finished
         self._expected = set() if run.finished else {task.name for task in tasks if run.expects(task)}
         # Rows are made of these when somebody asks for a report. One object goes as one comes: else the
@@ -119,7 +123,17 @@ class RunRecord:
         error = None if self.failure is None else self.failure.digest().report()
         created, finished = self._wall + self.began, wall(self.ended)
         ids = self.id, self.flow, self.metadata
-        return RunReport(*ids, created, finished, self.status, tasks, self.trace, error, self._resumed_from)
+        return RunReport(*ids, created, finished, self.status, tasks, self._traces(), error, self._resumed_from)
+
+    def _traces(self) -> tuple[TaskTrace, ...] | None:
+        if self._trace is None:
+            return None
+        wall = self._wall
+        said: list[TaskTrace] = []
+        for task, task_id, attempt, status, began, ended, worker, failure in self._trace:
+            error = None if failure is None else failure.digest().report()
+            said.append(TaskTrace(task, task_id, attempt, status, wall + began, wall + ended, worker, error))
+        return tuple(said)
 
     def _rows(self) -> dict[str, Row]:
         rows: dict[str, Row] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from threading import current_thread
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import MISSING, Context, crossing
@@ -150,7 +151,9 @@ class Batch:
 
     def _told(self, item: Item) -> None:
         if item.task.watched:
-            self.run.began(item)
+            self.run.observer.attempt_began(item, current_thread().name)
+            if not item.task.terms.unseen:
+                self.run.began(item)
         elif item.task.began is None:
             item.task.began = self.run.clock.now()
 

@@ -150,7 +150,7 @@ class FlowRun(Waiting):
         self._errors: list[BaseException] = []
         self._error: BaseException | None = None
         self._status = self._status_at_end = RUNNING
-        self._known_terms, self._watches = plan.known_terms, not self.observer.times_unseen
+        self._known_terms, self._observed = plan.known_terms, not self.observer.times_unseen
         self._newest_lane: Any = None  # that of ``_newest_terms``
         self._newest_terms: RunTerms | None = None
         self._calls = 0  # submitted from outside
@@ -380,9 +380,11 @@ class FlowRun(Waiting):
         if self.stream_buffer is not None and (self.keeper is None or item.path not in self.keeper.delivered):
             self._push(StreamChunk(item.id, output))
         task.output = output
-        task.ended = self.clock.now()
+        task.ended = now = self.clock.now()
         if task.watched:
-            self._attempt_succeeded(item, output)
+            if extra is not None or not task.terms.unseen:
+                self._attempt_over(item, output)
+            self.observer.attempt_succeeded(item, output, now)
         if feed is not None:
             feed.scope = scheduler.open_list(item)
             scheduler.finished(item, output, (), False)
@@ -409,7 +411,8 @@ class FlowRun(Waiting):
     def _settle_part(self, item: Item, output: Any, requests: Any, joins: bool, feed: Feed | None) -> None:
         """An item of a map gave its output; the last one finishes the map."""
         parent = item.extra.parent
-        self._attempt_succeeded(item, output)
+        self._attempt_over(item, output)
+        self.observer.attempt_succeeded(item, output, self.clock.now())
         if feed is not None:
             feed.scope = self.scheduler.open_list(item)
         self.scheduler.finished(item, output, requests, joins)
@@ -838,17 +841,12 @@ class FlowRun(Waiting):
     # ---- attempts that begin and end ------------------------------------------------------------
 
     def began(self, item: Item) -> None:
-        """An attempt of a task that is watched begins. Called by its worker, no lock held."""
-        task, now = item.task, self.clock.now()
-        item.since = now
-        if task.began is None:
-            task.began = now
-        task.attempt = item.attempt
-        self.observer.attempt_began(item)  # first: nothing that comes of it may be told before
-        if task.terms.timeout is not None:
+        """An attempt of a task begins that has a timeout, or uses limits. Called by its worker, no lock held."""
+        terms = item.task.terms
+        if terms.timeout is not None:
             self.start_time(item)
-        if task.terms.uses:
-            self.plan.limits.began(item, now)
+        if terms.uses:
+            self.plan.limits.began(item, item.since)
 
     def progressed(self, item: Item, done: float, total: float | None) -> None:
         """A task run says how far it has got."""
@@ -866,15 +864,16 @@ class FlowRun(Waiting):
         item.timer.cancel()
         item.limit = math.inf
 
-    def _attempt_succeeded(self, item: Item, output: Any) -> None:
-        """An attempt of a task that is watched succeeded."""
-        if item.task.terms.timeout is not None:
+    def _attempt_over(self, item: Item, output: Any) -> None:
+        """An attempt that has a timeout, uses limits, or is that of a submitted call succeeded."""
+        terms = item.task.terms
+        if terms.timeout is not None:
             item.timer.cancel()
-        self._give_back([item])
+        if terms.uses:
+            self._give_back([item])
         if isinstance(item.extra, Call):
             item.extra.succeed(self, output)
             item.variables = None  # they have the task run as the current one: no circle
-        self.observer.attempt_succeeded(item, output)
 
     def _attempt_failed(self, item: Item, error: BaseException, delay: float | None, status: Status) -> None:
         """An attempt failed, or was cancelled or given up while it ran."""
@@ -1175,7 +1174,7 @@ class FlowRun(Waiting):
         if terms is None:
             return None
         lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)
-        task = RunTask(lane, name, terms, node, self._watches or not terms.unseen)
+        task = RunTask(lane, name, terms, node, self._observed or not terms.unseen)
         if terms.each is not None:
             task.each = RunTask(lane, name, terms.each, None, True)
         return task

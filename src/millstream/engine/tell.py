@@ -1,8 +1,8 @@
 """Telling: events go to hooks, each of which has a thread of its own, and to the log.
 
 A hook is a user's code: it may be slow, block or raise. So it is never called by who does the work.
-The engine appends an event to the hook's queue, in the locked step in which it arises, and a thread
-that belongs to the hook calls it, one event after another. The end of a run waits a moment for its
+The engine appends an event to the hook's queue, before anything that comes of it can happen, and a
+thread that belongs to the hook calls it, one event after another. The end of a run waits a moment for its
 events to be delivered (``END``), so that usually all hooks were called when ``run`` returns; a hook that
 takes longer gets the rest later. What a hook that is stuck has not taken is bounded: beyond ``MOST``
 events are dropped, and a log line says so. May import: events.
@@ -15,8 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import FunctionType, MethodType
-from typing import Any, cast
+from typing import Any
 
 from millstream.events import (
     HOOK_METHODS,
@@ -107,19 +106,22 @@ class Listener:
     def __init__(self, hook: Hook, log: Log) -> None:
         self.wants = listened(hook) | {RunEndEvent}
         self._hook, self._log = hook, log
-        self._events: deque[Event | Callable[[], object]] = deque()  # appended under some run's monitor
+        #: Appended to by anybody, taken from by the thread: events, and what to call when those before were told.
+        self.queue: deque[Any] = deque()
+        self._methods = {kind: getattr(hook, HOOK_METHODS[kind]) for kind in self.wants}
         self._signal = threading.Semaphore(0)
-        # Guarded by _lock: everything below.
+        #: Nobody serves the queue: ``wake`` must be called after something was put in it.
+        self.sleeps = True
+        # Guarded by _lock: everything below, and changes of ``sleeps``.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._sleeps = False
         self._runs = 0
         self._dropped = 0
 
-    def put(self, event: Event) -> None:
-        """Queue an event; ``wake`` must be called after the lock was let go. Never waits."""
-        if len(self._events) < MOST or type(event) is RunEndEvent:
-            self._events.append(event)
+    def overflow(self, event: Event) -> None:
+        """An event came when the queue was full."""
+        if type(event) is RunEndEvent:
+            self.queue.append(event)
         else:
             self._dropped += 1
 
@@ -129,7 +131,7 @@ class Listener:
 
     def run_ended(self, told: Callable[[], object]) -> None:
         """Call ``told()`` when everything before it was delivered."""
-        self._events.append(told)
+        self.queue.append(told)
         with self._lock:
             self._runs -= 1
         self.wake()
@@ -138,10 +140,10 @@ class Listener:
         """See to it that the queue is served."""
         with self._lock:
             if self._thread is None:
-                if self._events:
+                if self.queue:
                     self._start()
-            elif self._sleeps:
-                self._sleeps = False
+            elif self.sleeps:
+                self.sleeps = False
                 self._signal.release()
 
     @property
@@ -155,23 +157,29 @@ class Listener:
             if sys.is_finalizing():  # it would never run
                 raise RuntimeError("the interpreter is shutting down")
             self._thread.start()
+            self.sleeps = False
         except RuntimeError:  # no more threads: nobody can be told any more
             self._thread = None
-            self._events.clear()
+            self.queue.clear()
 
     def _serve(self) -> None:
+        take, methods = self.queue.popleft, self._methods
         while True:
             try:
-                event = self._events.popleft()
+                event = take()
             except IndexError:
                 if self._rest():
                     continue
                 return
-            if isinstance(event, FunctionType | MethodType | type):
+            method = methods.get(type(event))
+            if method is None:
                 event()
-            elif type(event) in self.wants:
-                self._deliver(cast(Event, event))
-            event = None  # type: ignore[assignment]  # a thread that sleeps keeps no output alive
+            else:
+                try:
+                    method(event)
+                except BaseException as error:  # also SystemExit: it would end the thread, and tell nobody
+                    self._failed(event, error)
+            event = None  # a thread that sleeps keeps no output alive
 
     def _rest(self) -> bool:
         """Nothing waits: sleep until something does; False when the thread is not needed any more."""
@@ -179,23 +187,24 @@ class Listener:
         if dropped:
             self._log(logging.WARNING, "%s was too slow: %d events were dropped.", shown(self._hook), dropped)
         with self._lock:
-            if self._events:
+            self.sleeps = True
+            # Look again after saying so, since those who put something in take no lock. Otherwise:
+            #   1. we find the queue empty
+            #   2. somebody puts something in, and finds us awake
+            #   3. we sleep, on a queue that is not empty
+            if self.queue:
+                self.sleeps = False
                 return True
             if not self._runs:
                 self._thread = None
                 return False
-            self._sleeps = True
         self._signal.acquire()
         return True
 
-    def _deliver(self, event: Event) -> None:
+    def _failed(self, event: Any, error: BaseException) -> None:
+        text = ErrorReport.of(error).traceback.rstrip()  # made here: its own code may be broken as well
         method = HOOK_METHODS[type(event)]
-        try:
-            getattr(self._hook, method)(event)
-        except BaseException as error:  # also SystemExit: it would end the thread, and tell nobody
-            text = ErrorReport.of(error).traceback.rstrip()  # made here: its own code may be broken as well
-            said = "%s of a hook failed in run %s\n%s"
-            self._log(logging.ERROR, said, method, event.run_id, text, run_id=event.run_id)
+        self._log(logging.ERROR, FAILED, method, event.run_id, text, run_id=event.run_id)
 
 
 class Teller:
@@ -206,20 +215,15 @@ class Teller:
         self.listeners = [Listener(hook, self.log) for hook in hooks]
         self.wants: frozenset[type] = frozenset().union(*(listener.wants for listener in self.listeners))
 
-    def wanted(self) -> frozenset[type]:
-        """Return the kinds of events that somebody will read, as things stand."""
-        return self.wants | {kind for kind, level in LEVELS.items() if self.log.hears(level)}
-
-    def tell(self, event: Event, later: deque[Any]) -> None:
-        """Hand an event to everybody; what takes time is appended to ``later``. Under a run's monitor."""
-        kind = type(event)
-        for listener in self.listeners:
-            if kind in listener.wants:
-                listener.put(event)
-                later.append((listener.wake, ()))
-        if kind in LEVELS:
-            self.log.put(event)
-            later.append((self.log.write, ()))
+    def audiences(self) -> dict[type, Audience]:
+        """Return who wants to know of what, as things stand; without what nobody wants to know."""
+        found = {}
+        for kind, level in LEVELS.items():
+            listeners = tuple(listener for listener in self.listeners if kind in listener.wants)
+            log = self.log if self.log.hears(level) else None
+            if listeners or log is not None:
+                found[kind] = Audience(listeners, log)
+        return found
 
     def run_began(self) -> Listener | None:
         """A run begins; return the hook in whose thread it was started, which cannot be waited for."""
@@ -252,6 +256,43 @@ class Teller:
         text = ErrorReport.of(error).traceback.rstrip()
         self.log(logging.ERROR, "Task %s failed in run %s\n%s", task, run_id, text, run_id=run_id, task=task)
 
+
+class Audience:
+    """Those who want to know of one kind of events."""
+
+    __slots__ = ("_listeners", "_log")
+
+    def __init__(self, listeners: tuple[Listener, ...], log: Log | None) -> None:
+        self._listeners, self._log = listeners, log
+
+    def tell(self, event: Event, later: deque[Any] | None) -> None:
+        """Tell them.
+
+        Args:
+            event: what has happened.
+            later: what takes time is appended to it; None: no lock is held, and it is done at once.
+        """
+        for listener in self._listeners:
+            if len(listener.queue) < MOST:
+                listener.queue.append(event)
+            else:
+                listener.overflow(event)
+            if listener.sleeps:
+                if later is None:
+                    listener.wake()
+                else:
+                    later.append((listener.wake, ()))
+        log = self._log
+        if log is not None:
+            log.put(event)
+            if later is None:
+                log.write()
+            else:
+                later.append((log.write, ()))
+
+
+#: What the log says of a hook that raises.
+FAILED = "%s of a hook failed in run %s\n%s"
 
 #: At which level the log tells of what.
 LEVELS: dict[type, int] = {
