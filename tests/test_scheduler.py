@@ -201,7 +201,7 @@ def everything(value, names=None):
     if isinstance(value, list | tuple | deque | bytearray):
         return [everything(each, names) for each in value]
     if isinstance(value, set | frozenset):
-        return [everything(each, names) for each in sorted(value, key=lambda run: run.id)]
+        return [everything(each, names) for each in sorted(value, key=lambda each: getattr(each, "id", each))]
     return value
 
 

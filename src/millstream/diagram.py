@@ -6,7 +6,7 @@ May import: events, values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -70,3 +70,34 @@ class Diagram(Record):
         self.flow = flow  #: its name
         self.nodes = {node.name: node for node in nodes}  #: by name, in the order in which they were registered
         self.edges = tuple(edge for edge in edges if edge.source in self.nodes and edge.target in self.nodes)
+
+    def after(self, rows: Mapping[str, tuple[Status, int]], links: Iterable[tuple[str, str, EdgeKind]]) -> Diagram:
+        """Return the picture of a run.
+
+        Args:
+            rows: by the names of the tasks that had a part in it, the worst status and how many runs have ended.
+            links: what led from one task to another, in any order: their names, and how.
+
+        Returns:
+            What is declared and what ran: a task that has neither a part in it nor an edge is left out.
+        """
+        linked = {name for edge in self.edges for name in (edge.source, edge.target)}
+        nodes = [
+            TaskNode(
+                node.name,
+                node.executor,
+                is_router=node.is_router,
+                is_mapped=node.is_mapped,
+                description=node.description,
+                status=rows[node.name][0] if node.name in rows else None,
+                runs=rows[node.name][1] if node.name in rows else 0,
+            )
+            for node in self.nodes.values()
+            if node.name in rows or node.name in linked
+        ]
+        nodes += [TaskNode(name, status=row[0], runs=row[1]) for name, row in rows.items() if name not in self.nodes]
+        declared = {(edge.source, edge.target) for edge in self.edges}
+        place = {node.name: place for place, node in enumerate(nodes)}
+        more = [link for link in links if link[:2] not in declared and link[0] in place and link[1] in place]
+        more.sort(key=lambda link: (place[link[0]], place[link[1]], link[2]))
+        return Diagram(self.flow, nodes, (*self.edges, *(TaskEdge(*link) for link in more)))

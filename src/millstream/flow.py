@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextvars import Token
+from functools import partial
 from itertools import count
 from types import CodeType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
@@ -63,6 +64,7 @@ from millstream.values import NextTask, copied_inputs
 
 if TYPE_CHECKING:
     from millstream.config.edges import Edge
+    from millstream.diagram import Diagram
     from millstream.durable import Durable, OnCodeChange
     from millstream.engine.record import RunRecord
     from millstream.graph import Graph
@@ -480,20 +482,35 @@ class Flow:
             return drawn(self._name, registry.tasks, registry.dependencies, registry.routes)
 
     def to_mermaid(self) -> str:
-        """Return a drawing of the flow as a Mermaid flowchart; routes are dotted."""
+        """Return a drawing of the flow as a Mermaid flowchart: executors are shapes, and routes are dotted."""
         from millstream.show.mermaid import drawn
 
-        with self._lock:
-            registry = self._registry
-            return drawn(registry.tasks, registry.dependencies, registry.routes)
+        return drawn(self._diagram())
 
     def to_dot(self) -> str:
-        """Return a drawing of the flow in the language of Graphviz; routes are dashed."""
+        """Return a drawing of the flow in the language of Graphviz: executors are shapes, and routes are dashed."""
         from millstream.show.dot import drawn
 
+        return drawn(self._diagram())
+
+    def to_svg(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return a drawing of the flow as SVG, which needs no other program; write it to ``path`` too if given.
+
+        Raises:
+            OSError: ``path`` cannot be written.
+        """
+        from millstream.report import written
+        from millstream.show.svg import drawn
+
+        return written(drawn(self._diagram()), path)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: the drawing."""
+        return {"text/plain": repr(self), "image/svg+xml": self.to_svg()}
+
+    def _diagram(self) -> Diagram:
         with self._lock:
-            registry = self._registry
-            return drawn(self._name, registry.tasks, registry.dependencies, registry.routes)
+            return self._registry.diagram(self._executors)
 
     def subgraph(self, targets: Iterable[TaskName]) -> Flow:
         """Return a new flow of ``targets`` and all that they depend on, with the settings of this one.
@@ -1439,6 +1456,8 @@ class Plan:
         self.limits = flow._limits
         self.teller = flow._teller
         self.submit = flow._submit_to
+        #: Kept by the record of the run, so it must not lead back to the flow.
+        self.diagram: Callable[[], Diagram] = partial(registry.diagram, flow._executors)
         self.graph = graph
         self._inside = inside
         self._registry = registry

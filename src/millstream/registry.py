@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from millstream.binding import Binding, Declared, Invoke
     from millstream.config.edges import Edge
     from millstream.config.expressions import Outputs
+    from millstream.diagram import Diagram
     from millstream.executors.base import Executor
     from millstream.executors.owned import Executors
     from millstream.executors.remote.calls import Bound
@@ -427,6 +428,27 @@ class Registry:
                         problem = f"{path.text}: {path.key} depends on no {path.parts[0]}."
                         found.append(BindingError(task.name, "its inputs", parents, problem))
         return found
+
+    # ---- pictures -------------------------------------------------------------------------------
+
+    def diagram(self, executors: Executors) -> Diagram:
+        """Return what a picture of the flow shows."""
+        from millstream.diagram import Diagram, EdgeKind, TaskEdge, TaskNode
+
+        routes = self.routes
+        nodes = [
+            TaskNode(
+                name,
+                executors.name_for(task, self.binding(name).is_async),
+                is_router=bool(routes.get(name)),
+                is_mapped=task.for_each is not None,
+                description=task.description,
+            )
+            for name, task in self.tasks.items()
+        ]
+        edges = [TaskEdge(need, name) for name, needs in self.dependencies.items() for need in needs]
+        edges += [TaskEdge(name, target, EdgeKind.ROUTE) for name, targets in routes.items() for target in targets]
+        return Diagram(self.flow, nodes, edges)
 
     # ---- what runs need -------------------------------------------------------------------------
 

@@ -233,6 +233,42 @@ class RunReport(Record):
             said += ["", *_table([head, *(_row(name, task) for name, task in self.tasks.items())])]
         return "\n".join(said)
 
+    def to_mermaid(self) -> str:
+        """Return a drawing of the run as a Mermaid flowchart: its tasks, what led to them, what became of them.
+
+        Raises:
+            ValueError: nobody knows what led from one task to another; see ``diagram``.
+        """
+        from millstream.show.mermaid import drawn
+
+        return drawn(self._diagram())
+
+    def to_dot(self) -> str:
+        """Return the same in the language of Graphviz.
+
+        Raises:
+            ValueError: as ``to_mermaid``.
+        """
+        from millstream.show.dot import drawn
+
+        return drawn(self._diagram())
+
+    def to_svg(self, path: str | PathLike[str] | None = None) -> str:
+        """Return the same as SVG, which needs no other program; write it to ``path`` too if given.
+
+        Raises:
+            ValueError: as ``to_mermaid``.
+            OSError: ``path`` cannot be written.
+        """
+        from millstream.show.svg import drawn
+
+        return written(drawn(self._diagram()), path)
+
+    def _diagram(self) -> Diagram:
+        if self.diagram is None:
+            raise ValueError(f"The tasks of run {self.run_id} are not known here, so there is nothing to draw.")
+        return self.diagram
+
     def to_chrome_trace(self, path: str | PathLike[str] | None = None) -> str:
         """Return the trace as JSON for ``chrome://tracing`` and Perfetto; write it to ``path`` too if given.
 

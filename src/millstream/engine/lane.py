@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from millstream.engine.clock import Timer
 from millstream.engine.ready import Ready
-from millstream.engine.states import NO_WATCHES, RunTerms, Scope, TaskRun, TaskState
+from millstream.engine.states import NO_NAMES, NO_WATCHES, RunTerms, Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
 from millstream.executors.base import Worker, Workers
 from millstream.task import current_run
@@ -50,7 +50,7 @@ LISTED = frozenset({type(None), list})
 class RunTask(TaskState):
     """A task of one run: the scheduler's state, the lane of its task runs, and what the report tells of them."""
 
-    __slots__ = ("attempt", "began", "ended", "failure", "lane", "output", "pace", "watched")
+    __slots__ = ("attempt", "began", "ended", "failure", "invoke", "lane", "output", "pace", "watched")
 
     terms: RunTerms
 
@@ -59,10 +59,12 @@ class RunTask(TaskState):
         self.name, self.queue, self.terms, self.node = name, lane.ready, terms, node
         self.each = self.worst = self.inputs = None
         self.watches = NO_WATCHES
+        self.askers = self.joins = self.needs = NO_NAMES
         self.live = self.runs = self.count = self.static = 0
         if terms.gated:
             self.held, self.busy, self.blocked = [], 0, 0
         self.lane = lane
+        self.invoke = terms.invoke  #: calls it
         #: The driver must be told when an attempt begins, and has more to do when it ends.
         self.watched = watched
         # For the report:
@@ -307,7 +309,7 @@ class Lane:
                         elif task.began is None:
                             task.began = now()
                         # What a task does to context variables must not be seen by the next one.
-                        result = copy_context().run(task.terms.invoke, item, context)
+                        result = copy_context().run(task.invoke, item, context)
                     else:
                         result, item.handle = item.handle, None
                     if type(result) in PLAIN:
@@ -509,7 +511,7 @@ class Lane:
                                 run.began(item)
                         elif task.began is None:
                             task.began = now()
-                        result = task.terms.invoke(item, context)
+                        result = task.invoke(item, context)
                     elif run.stopping or item.given_up:
                         close_unawaited(result)
                         raise TaskCancelledError(item.id)

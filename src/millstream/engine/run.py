@@ -57,6 +57,7 @@ from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
 
 if TYPE_CHECKING:
+    from millstream.diagram import Diagram
     from millstream.engine.journal import Journal, Reader
     from millstream.engine.keep import Keeper
     from millstream.engine.recall import Recall
@@ -93,6 +94,7 @@ class Plan(Protocol):
     def workers(self, executor: Any, is_async: bool, loop: Any) -> Workers: ...
     def submit(self, run: Any, fn: Any, args: Any, kwargs: Any, depends_on: Any, call_key: str | None) -> Any: ...
     def ended(self, run: FlowRun) -> None: ...
+    def diagram(self) -> Diagram: ...
 
 
 class FlowRun(Waiting):

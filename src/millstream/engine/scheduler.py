@@ -50,6 +50,7 @@ from millstream.engine.states import (
     SUCCESS,
     Call,
     Coalesced,
+    Counts,
     Held,
     Place,
     Scope,
@@ -123,6 +124,7 @@ class Scheduler:
         self._make = make
         self._asked_before: dict[TaskRun, int] = {}  # how many requests the attempts before this one have made
         self._blocked = 0
+        self._in_vain = self._never_began = self._skipped = 0  # how many have ended, as ``Counts`` says
         self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
 
     @property
@@ -149,6 +151,19 @@ class Scheduler:
         return not (self.under_way or self.feeds or self.pending or self.held or self.limited or self.delayed) and (
             self.edges is None or self.edges.done
         )
+
+    def counts(self) -> Counts:
+        """Return how many task runs there are. It looks at every task, so it is nothing to be called often."""
+        ended = live = 0
+        growers: frozenset[str] = frozenset()
+        for task in self._states():
+            ended += task.runs
+            live += task.live
+            if task.node is None:  # what edges lead to is expected
+                growers |= task.askers
+        may_grow = bool(self.feeds) or any(task.live for task in map(self.state, growers) if task is not None)
+        expected = 0 if self.edges is None else len(self.edges.awaited())
+        return Counts(ended, self._in_vain, self._never_began, self._skipped, live, expected, may_grow)
 
     def structural_waits(self) -> list[tuple[str, str]]:
         """Return who waits for whom by the shape of the run: pairs of id and what it waits for."""
@@ -343,14 +358,15 @@ class Scheduler:
         if self.edges is not None:
             cancelled += self.edges.parked()
             for node in self.edges.stop():
-                note(self._state_of(node), CANCELLED)
+                self._note(self._state_of(node), CANCELLED)
         for waiting in (self.held, self.pending, self.limited, self.delayed):
             waiting.clear()
         for run in cancelled:
-            run.task.runs += run.status is RUNNING  # a map that waits for its items
+            ran = run.status is RUNNING  # a map that waits for its items
+            run.task.runs += ran
             run.status = CANCELLED
             run.task.live -= 1
-            note(run.task, CANCELLED)
+            self._note(run.task, CANCELLED, ran)
         return cancelled
 
     def cancel(self, run: TaskRun) -> bool:
@@ -446,7 +462,11 @@ class Scheduler:
         if scope is not None:
             scope.open += 1
         run.extra, call.run, call.id = call, run, run.id
+        if scope is not None:
+            task.askers |= {scope.owner.task.name}
         for need in needs:
+            if need.run is not None:
+                task.needs |= {need.run.task.name}
             if need.settled is None:
                 need.followers.append(call)
                 call.left += 1
@@ -612,11 +632,13 @@ class Scheduler:
             return
         path, position, scope, tasks, make = run.path, self._place(run), run.scope, self.asked, self._make
         met: str | None = None
-        made = 0
+        made, asker = 0, run.task.name
         for request in requests:
             if request.id is not met:  # a fan-out asks for one task again and again
                 met = request.id
                 task = tasks[met]
+                if asker not in task.askers:
+                    task.askers |= {asker}
                 quick = self._unbounded and scope is None and task.node is None and task.terms.plain
             if quick and request.spawn_another and request.priority is None:  # what ``_request`` comes down to then
                 number = task.count = task.count + 1
@@ -676,6 +698,7 @@ class Scheduler:
             path = hash((run.path, self._place(run)))
             run.requested += 1
             if scope is None:
+                self.asked[request.id].askers |= {run.task.name}
                 self._request(request, path, run.scope, None, run)
             elif request.join:
                 self._add_join(scope, request, path)
@@ -698,6 +721,8 @@ class Scheduler:
     def _add_join(self, scope: Scope, request: NextTask, path: int) -> None:
         """Make a join. It never coalesces, since its siblings' outputs would be lost."""
         task = self.asked[request.id]
+        task.askers |= {scope.owner.task.name}
+        task.joins |= scope.tasks
         if request.spawn_another or task.live:
             number = task.count = task.count + 1
         else:
@@ -720,6 +745,11 @@ class Scheduler:
     def _add_sibling(self, scope: Scope, request: NextTask, path: int, asker: TaskRun | None = None) -> None:
         slot = -1
         scope.siblings += 1
+        if request.id not in scope.tasks:
+            scope.tasks |= {request.id}
+            self.asked[request.id].askers |= {scope.owner.task.name}
+            for join in scope.joins:
+                join.task.joins |= {request.id}
         if scope.outputs is not None:
             slot = len(scope.outputs)
             scope.outputs.append(None)
@@ -822,10 +852,11 @@ class Scheduler:
     def _ended(self, run: TaskRun, status: Status) -> None:
         """A task run ended without an output, and whoever waits for it is told."""
         task = run.task
-        task.runs += run.status is RUNNING  # one that never began does not count
+        ran = run.status is RUNNING  # one that never began does not count
+        task.runs += ran
         run.status = status
         task.live -= 1
-        note(task, status)
+        self._note(task, status, ran)
         if task.watches:
             self._tell_watches(run, None, task.watches)
         if isinstance(run.extra, Call):
@@ -840,6 +871,15 @@ class Scheduler:
                 run.scope.failed.append(run.id)
             self._agenda.append((self._leave, run.scope))
 
+    def _note(self, task: TaskState, status: Status, ran: bool = False) -> None:
+        """A run of a task, or the task that was expected, ended without an output."""
+        note(task, status)
+        if ran:
+            self._in_vain += 1
+        else:
+            self._never_began += 1
+            self._skipped += status is SKIPPED
+
     def _drop(self, run: TaskRun, failed: list[str]) -> None:
         """A task run does not start, since what it depends on has failed."""
         skip = run.task.terms.on_dep_failure == "skip"
@@ -850,7 +890,7 @@ class Scheduler:
 
     def _never(self, task: TaskState, status: Status, error: Exception | None, reason: str) -> None:
         """A task that was expected does not run."""
-        note(task, status)
+        self._note(task, status)
         self.outbox.append(Settled(task, None, status, error, reason))
 
     def _pass_on(self, edges: Edges, node: int, output: Any) -> bool:
@@ -1042,7 +1082,7 @@ class Scheduler:
         error = DependencyFailedError(run.id, call.failed)
         run.status = call.settled = SKIPPED if skip else FAILED
         run.task.live -= 1
-        note(run.task, run.status)
+        self._note(run.task, run.status)
         self.outbox.append(Settled(run.task, run, run.status, error, str(error)))
         if run.scope is not None:
             self._agenda.append((self._leave, run.scope))

@@ -30,6 +30,9 @@ Held = list[tuple[int, int, "TaskRun"]]
 #: Never added to: a list of its own is for a task that needs one.
 NO_WATCHES: list[Watch] = []
 
+#: Of a task that nobody has asked for.
+NO_NAMES: frozenset[str] = frozenset()
+
 
 class Terms:
     """How the runs of a task are to be treated; tasks that are alike share one."""
@@ -100,8 +103,8 @@ class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
     __slots__ = (
-        "blocked", "busy", "count", "each", "held", "inputs", "live", "name", "node", "queue", "runs",
-        "static", "terms", "watches", "worst",
+        "askers", "blocked", "busy", "count", "each", "held", "inputs", "joins", "live", "name", "needs", "node",
+        "queue", "runs", "static", "terms", "watches", "worst",
     )  # fmt: skip
 
     def __init__(self, name: str, queue: Ready, terms: Terms, node: int | None = None) -> None:
@@ -117,6 +120,10 @@ class TaskState:
         self.worst: Status | None = None  #: how the worst of its task runs ended, of those that did not succeed
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
         self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
+        # For pictures of the run, names of tasks:
+        self.askers = NO_NAMES  #: those whose runs have asked for it
+        self.joins = NO_NAMES  #: those that a run of it, as a join, has waited for
+        self.needs = NO_NAMES  #: those that a submitted call of it depends on
         if terms.gated:  # else nobody looks at these
             self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
             self.busy = 0  #: let through by that gate, and not over
@@ -189,12 +196,13 @@ class TaskRun:
 class Scope:
     """One list of requests, with all that they schedule in turn: what its joins wait for."""
 
-    __slots__ = ("failed", "joins", "open", "outputs", "owner", "parent", "siblings")
+    __slots__ = ("failed", "joins", "open", "outputs", "owner", "parent", "siblings", "tasks")
 
     def __init__(self, owner: TaskRun, parent: Scope | None) -> None:
         self.owner = owner  #: the task run that made the list
         self.parent = parent  #: where this scope, and each of its joins, counts
         self.open = 1  #: members not settled yet, and one for the list itself until it is complete
+        self.tasks = NO_NAMES  #: what its siblings are runs of
         self.joins: list[TaskRun] = []
         self.siblings = 0  #: requests of the list that are no joins
         self.outputs: list[Any] | None = None  #: one place a sibling; None: no join collects them
@@ -261,6 +269,18 @@ class Place:
 
     def __init__(self, parent: TaskRun, index: int, item: Any) -> None:
         self.parent, self.index, self.item = parent, index, item
+
+
+class Counts(NamedTuple):
+    """How many task runs there are in a run."""
+
+    ended: int  #: but for those that never began
+    in_vain: int  #: of these, without an output
+    never: int  #: ended without having begun: skipped, failed or cancelled
+    skipped: int  #: of these
+    live: int  #: pending or under way
+    expected: int  #: still to come, as far as is known
+    may_grow: bool  #: further ones may come that nothing is known of
 
 
 class Settled(NamedTuple):

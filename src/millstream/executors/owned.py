@@ -14,7 +14,7 @@ from millstream.errors import listed
 from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor
 from millstream.executors.inline import InlineExecutor
-from millstream.executors.pool import PoolExecutor
+from millstream.executors.pool import PoolExecutor, is_process_pool
 from millstream.executors.process import ProcessExecutor
 from millstream.executors.thread import ThreadExecutor
 from millstream.task import Task, check_count
@@ -92,9 +92,26 @@ class Executors:
         executor = self.get(task.executor)
         return executor if task.resources is None else executor.requiring(task.resources)
 
+    def name_for(self, task: Task[..., Any], is_async: bool) -> str:
+        """Return what the executor that calls a task is called, such as ``thread`` or ``process``; make none."""
+        spec = self._default if task.executor is None else task.executor
+        if isinstance(spec, str):
+            name, remote = spec, spec == "process"
+        else:
+            name = name_of_class(type(spec))
+            remote = spec.remote if isinstance(spec, Executor) else is_process_pool(spec)
+        # As ``registry.is_elsewhere``: coroutines are awaited here, unless an executor of processes is named for them.
+        return "asyncio" if is_async and not (remote and task.executor is not None) else name
+
     def close(self) -> None:
         """Shut down what was created here."""
         with self._lock:
             made, self._made = list(self._made.values()), {}
         for executor in made:
             executor.shutdown()
+
+
+def name_of_class(executor: type) -> str:
+    """Return what the executors of a class are called: ``thread pool`` for ``ThreadPoolExecutor``."""
+    words = "".join(f" {sign}" if sign.isupper() else sign for sign in executor.__name__.strip("_"))
+    return words.lower().strip().removesuffix(" executor")

@@ -1,29 +1,49 @@
-"""A flow in the language of Graphviz. May import: task.
+"""A diagram in the language of Graphviz. May import: diagram, status.
 
 Source: "DOT Language", https://graphviz.org/doc/info/lang.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from millstream.diagram import Diagram, EdgeKind, TaskNode
+from millstream.show.status import GLYPHS, LOOKS
 
-from millstream.task import Task
+#: Where a task is called: its shape. What is not here is a cylinder.
+SHAPES = {"inline": "", "thread": "style=rounded", "asyncio": "shape=ellipse", "process": "shape=octagon"}
+ROUTER, MAPPED, ELSEWHERE = "shape=diamond", "peripheries=2", "shape=cylinder"
 
-Names = Mapping[str, Sequence[str]]
+LINES = {
+    EdgeKind.DEPENDENCY: "",
+    EdgeKind.ROUTE: " [style=dashed]",
+    EdgeKind.REQUEST: " [arrowhead=empty]",
+    EdgeKind.JOIN: " [penwidth=2]",
+}
 
 
-def drawn(flow: str, tasks: Mapping[str, Task[..., Any]], dependencies: Names, routes: Names) -> str:
-    """Return a digraph: a router is a diamond, a task that is mapped has a double edge, a route is dashed."""
-    lines = [f"digraph {_text(flow)} {{", "    rankdir=LR;", "    node [shape=box];"]
-    for name, task in tasks.items():
-        shape = "shape=diamond" if routes.get(name) else "peripheries=2" if task.for_each is not None else ""
-        lines.append(f"    {_text(name)}{f' [{shape}]' if shape else ''};")
-    for name, needs in dependencies.items():
-        lines += [f"    {_text(need)} -> {_text(name)};" for need in needs if need in tasks]
-    for name, targets in routes.items():
-        lines += [f"    {_text(name)} -> {_text(target)} [style=dashed];" for target in targets if target in tasks]
+def drawn(diagram: Diagram) -> str:
+    """Return a digraph.
+
+    A router is a diamond, a task that is mapped has a double edge, and any other one has the shape of its executor. A
+    route is dashed, a request has an empty arrow head, and what a join has waited for is thick. In the picture of a
+    run, what became of a task is a sign and a colour.
+    """
+    lines = [f"digraph {_text(diagram.flow)} {{", "    rankdir=LR;", "    node [shape=box];"]
+    lines += [f"    {_text(node.name)}{_attributes(node)};" for node in diagram.nodes.values()]
+    lines += [f"    {_text(edge.source)} -> {_text(edge.target)}{LINES[edge.kind]};" for edge in diagram.edges]
     return "\n".join([*lines, "}"])
+
+
+def _attributes(node: TaskNode) -> str:
+    shape = ROUTER if node.is_router else MAPPED if node.is_mapped else SHAPES.get(node.executor, ELSEWHERE)
+    said = [shape] if shape else []
+    if node.status is not None:
+        look = LOOKS[node.status]
+        style = '"filled,rounded"' if "style=rounded" in said else "filled"
+        said = [each for each in said if each != "style=rounded"]
+        said += [f"style={style}", f'fillcolor="{look.fill}"', f'color="{look.stroke}"', f'fontcolor="{look.text}"']
+        runs = f" × {node.runs}" if node.runs > 1 else ""
+        said.append(f"label={_text(f'{node.name}{runs} {GLYPHS[node.status]}')}")
+    return f" [{', '.join(said)}]" if said else ""
 
 
 def _text(name: str) -> str:
