@@ -307,9 +307,9 @@ class Hook:
 
         flow = Flow(hooks=[Failures()])
 
-    Hooks are called one after the other in a thread of their own, never in that of a task, and are
-    given the events of a run in their order. One that raises is logged and harms nothing. Events for
-    which a hook has no method of its own cost nothing.
+    Each hook is called in a thread of its own, never in that of a task, and is given the events of a run
+    in their order; ``enter_run`` and ``enter_task`` are the exception. One that raises is logged and harms
+    nothing. Events for which a hook has no method of its own cost nothing.
 
     Raises:
         TypeError: a method is ``async def`` or a generator (a call would not run it), or an attribute
@@ -348,6 +348,24 @@ class Hook:
 
     def on_task_progress(self, event: TaskProgressEvent) -> None:
         """Called when a task run has said how far it has got (``current_task().progress``)."""
+
+    def enter_run(self, event: RunStartEvent) -> Callable[[], object] | None:
+        """Called before a run begins, by who starts it, in the context variables that its tasks will have.
+
+        This is for tracers and the like: see ``millstream.telemetry``. It holds up the run.
+
+        Returns:
+            What is to be called in these context variables, which it may set; None: nothing.
+        """
+
+    def enter_task(self, event: TaskStartEvent) -> Callable[[], object] | None:
+        """Called before each attempt of a task, by the worker. It holds up the task.
+
+        Returns:
+            What is to be called right before the task, where that is called and in the context variables that it is
+            called in: in another thread or coroutine, or in another process, where it comes as a pickle. None:
+            nothing.
+        """
 
 
 class _FunctionHook(Hook):
@@ -417,6 +435,12 @@ def listened(hook: Hook) -> frozenset[type[Event]]:
         for event, name in HOOK_METHODS.items()
         if getattr(getattr(hook, name), "__func__", None) is not getattr(Hook, name)
     )
+
+
+def enters(hook: Hook) -> bool:
+    """Whether a hook sets up the context variables of tasks."""
+    methods = ((hook.enter_run, Hook.enter_run), (hook.enter_task, Hook.enter_task))
+    return any(getattr(method, "__func__", None) is not plain for method, plain in methods)
 
 
 def _no_hook(value: object) -> str:

@@ -45,7 +45,9 @@ class Observer:
         self._audiences = heard = teller.audiences()
         self._starts, self._successes = heard.get(TaskStartEvent), heard.get(TaskSuccessEvent)
         #: Nobody wants to know when each attempt begins, or how long it took: the log of failures does not tell.
-        self.times_unseen = not (trace or self._starts or self._successes or TaskFailureEvent in teller.wants)
+        self.times_unseen = not (
+            trace or self._starts or self._successes or TaskFailureEvent in teller.wants or teller.entering
+        )
         self._starter: Any = None  # the hook in whose thread the run was started
         self._told_start = False
 

@@ -91,6 +91,8 @@ class Batch:
                 seconds += time if pace is None else pace
                 if item.task.terms.timeout is not None or isinstance(item.extra, Submitted):
                     break  # its process may have to be killed for it alone: nothing shall be behind it
+                if self.run.enters:
+                    break  # what hooks have set up begins with the call: that must not wait in a batch
             if seconds >= time or len(self.entries) >= most:
                 break
         return True
@@ -107,7 +109,7 @@ class Batch:
             bound = task.invoke(item, run.context)
             assert type(bound) is Bound, "tasks of such an executor are bound, not called"
             remaining = self._remaining(item) if run.deadline or task.terms.timeout else None
-            facts = (run.id, task.name, item.id, item.path, item.attempt, remaining)
+            facts = (run.id, task.name, item.id, item.path, item.attempt, bound.enters, remaining)
             return Entry(item, worker.encode(bound, facts))
         except BaseException as error:
             self._begin(item)

@@ -58,6 +58,7 @@ from millstream.values import NextTask, Status, StreamChunk
 
 if TYPE_CHECKING:
     from millstream.diagram import Diagram
+    from millstream.engine.enter import Entrance
     from millstream.engine.journal import Journal, Reader
     from millstream.engine.keep import Keeper
     from millstream.engine.recall import Recall
@@ -145,6 +146,7 @@ class FlowRun(Waiting):
         self._first: BaseException | None = None  # what the first of them raised
         self.record: RunRecord | None = None  #: what became of it, after the end
         self.observer = Observer(id, plan.flow, plan.teller, self.clock, self.monitor, trace)
+        self._entrance = entrance_of(plan.teller, self.observer)
         self._loop = loop
         self._lanes: dict[tuple[int, bool], Lane] = {}
         self._only_lane: Any = NO_LANE
@@ -312,6 +314,8 @@ class FlowRun(Waiting):
             FlowError: they cannot be scheduled; the run has ended then.
         """
         self.observer.expect()
+        if self._entrance is not None:
+            self.variables.run(self._entrance.run)
         with self.monitor:
             if self.stopping:
                 return  # it was cancelled before it began
@@ -774,6 +778,8 @@ class FlowRun(Waiting):
         if task is None:
             lane = self._lane(terms.executor, terms.is_async)
             task = self._called[terms] = RunTask(lane, name, terms, None, True)
+            if self._entrance is not None:
+                task.invoke = self._entrance.around(terms, lane)
             self.scheduler.called.append(task)
         if key is not None:
             from millstream.engine.journal import stable
@@ -1155,6 +1161,11 @@ class FlowRun(Waiting):
 
     # ---- inside ---------------------------------------------------------------------------------
 
+    @property
+    def enters(self) -> bool:
+        """Whether hooks set up what tasks find."""
+        return self._entrance is not None
+
     def expects(self, task: RunTask) -> bool:
         """Whether edges may still lead to a task."""
         edges = self.scheduler.edges
@@ -1177,8 +1188,12 @@ class FlowRun(Waiting):
             return None
         lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)
         task = RunTask(lane, name, terms, node, self._observed or not terms.unseen)
-        if terms.each is not None:
-            task.each = RunTask(lane, name, terms.each, None, True)
+        each = None if terms.each is None else RunTask(lane, name, terms.each, None, True)
+        task.each = each
+        if self._entrance is not None:
+            for entered in (task, each):
+                if entered is not None:
+                    entered.invoke = self._entrance.around(entered.terms, lane)
         return task
 
     def _lane_for(self, terms: RunTerms) -> Lane:
@@ -1308,6 +1323,15 @@ class FlowRun(Waiting):
         if not isinstance(failure, TaskCancelledError):
             self._explain(item, failure)
         self.monitor.post(self.failed, item, failure)
+
+
+def entrance_of(teller: Teller, observer: Observer) -> Entrance | None:
+    """Return what hooks do before tasks are called; loaded only for those that do."""
+    if not teller.entering:
+        return None
+    from millstream.engine.enter import Entrance
+
+    return Entrance(teller.entering, observer, teller.log)
 
 
 #: In place of the only lane of a run that has none, or several.

@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from millstream.events import (
@@ -30,6 +30,7 @@ from millstream.events import (
     TaskSkipEvent,
     TaskStartEvent,
     TaskSuccessEvent,
+    enters,
     listened,
     shown,
 )
@@ -210,8 +211,9 @@ class Listener:
 class Teller:
     """Everybody who is told of the events of one flow."""
 
-    def __init__(self, hooks: Iterable[Hook], logger: Any) -> None:
+    def __init__(self, hooks: Sequence[Hook], logger: Any) -> None:
         self.log = Log(logger)
+        self.entering = tuple(hook for hook in hooks if enters(hook))  #: those that set up what tasks find
         self.listeners = [Listener(hook, self.log) for hook in hooks]
         self.wants: frozenset[type] = frozenset().union(*(listener.wants for listener in self.listeners))
 

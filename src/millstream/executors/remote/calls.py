@@ -13,7 +13,7 @@ from millstream.executors.base import Worker
 
 #: What ``current_task()`` is to say elsewhere: the id of the run, the name of the task, the id of the task run,
 #: the path that its key is made of, the attempt, and the seconds until its time is up (or None).
-Facts = tuple[str, str, str, int, int, float | None]
+Facts = tuple[str, str, str, int, int, tuple[bytes, ...], float | None]
 
 
 class Bound(NamedTuple):
@@ -22,6 +22,7 @@ class Bound(NamedTuple):
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    enters: tuple[bytes, ...] = ()  #: pickles of what is to be called before
 
 
 class Done(NamedTuple):

@@ -299,7 +299,7 @@ class RemoteRun:
 
     def __init__(self, facts: tuple[Any, ...], batch: Batch) -> None:
         remaining: float | None
-        self.run_id, self.name, self.id, self.path, self.attempt, remaining = facts
+        self.run_id, self.name, self.id, self.path, self.attempt, self._enters, remaining = facts
         self.deadline = None if remaining is None else time.monotonic() + remaining
         self.over = False  #: the call has ended, and what its code still does changes nothing
         self.telling = threading.Lock()  #: held while something is told, and when the end is
@@ -387,6 +387,8 @@ class RemoteRun:
         """Call, and return what that gave as it travels. In context variables of its own."""
         current_run.set(self)
         crossing.set(RemoteContext(self))
+        for enter in self._enters:
+            self._enter(enter)
         fn, args, kwargs = self._decoded(target, given)
         result = fn(*args, **kwargs)
         kind = type(result)
@@ -404,6 +406,13 @@ class RemoteRun:
             return encode(result, self._batch.home.dumps)
         except Exception as error:
             raise TransferError(self.id, culprit(result, "its result"), said(error)) from error
+
+    def _enter(self, enter: bytes) -> None:
+        """Call what a hook wants to be called before the task; it may be broken."""
+        try:
+            pickle.loads(enter)()
+        except Exception:
+            logging.getLogger("millstream").exception("What a hook has sent along with task %s failed", self.id)
 
     def _decoded(self, target: Any, given: Any) -> tuple[Any, Iterable[Any], Mapping[str, Any]]:
         try:
