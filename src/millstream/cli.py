@@ -154,6 +154,12 @@ def parser() -> argparse.ArgumentParser:
     def takes_json(command: argparse.ArgumentParser) -> None:
         command.add_argument("--json", action="store_true", help="print JSON, for other programs")
 
+    def shows(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--progress", action="store_true", help="show how far the run is, on standard error")
+        command.add_argument(
+            "--report", metavar="FILE", help="write what became of the run to an HTML page, also when it fails"
+        )
+
     def takes_store(command: argparse.ArgumentParser, *, required: bool) -> None:
         command.add_argument(
             "--store", metavar="PATH", required=required,
@@ -167,6 +173,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--only", action="append", metavar="TASK", help="run this and what it depends on; may come again")
     takes_store(run, required=False)
     run.add_argument("--run-id", metavar="ID", help="what the run is called; made up without it")
+    shows(run)
     takes_json(run)
 
     graph = add("graph", draw, "draw a flow")
@@ -196,6 +203,7 @@ def parser() -> argparse.ArgumentParser:
         help="make a new run of it, in which this and all that came after it run again; may come again",
     )  # fmt: skip
     takes_store(resume, required=False)
+    shows(resume)
     takes_json(resume)
     return made
 
@@ -207,6 +215,7 @@ def run_flow(chosen: argparse.Namespace) -> int:
     """``millstream run``."""
     with loaded(chosen) as flow:
         options: RunOptions = {"targets": chosen.only, "timeout": chosen.timeout, "run_id": chosen.run_id}
+        options |= shown_by(chosen)
         run = flow._start(chosen.task, inputs_of(chosen.input) or None, options, driven=True)
         return ended(run, chosen)
 
@@ -215,6 +224,7 @@ def resume_run(chosen: argparse.Namespace) -> int:
     """``millstream resume``."""
     with loaded(chosen) as flow:
         options: RunOptions = {"resume": chosen.run, "timeout": chosen.timeout}
+        options |= shown_by(chosen)
         inputs = inputs_of(chosen.input) or None
         try:
             run = flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="raise")
@@ -222,6 +232,19 @@ def resume_run(chosen: argparse.Namespace) -> int:
             say(str(error))
             run = flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="ignore")
         return ended(run, chosen)
+
+
+def shown_by(chosen: argparse.Namespace) -> RunOptions:
+    """Return the options of a run that is to be shown; refuse a report that could not be written at its end.
+
+    Raises:
+        Refused: there is no folder for the report.
+    """
+    if chosen.report is not None:
+        path = Path(chosen.report)
+        if path.is_dir() or not path.parent.is_dir():
+            raise Refused(f"--report {path} cannot be written: give a file in a folder that exists.")
+    return {"trace": chosen.report is not None, "progress": chosen.progress}
 
 
 def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
@@ -234,6 +257,9 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
         error = raised
         if isinstance(raised, BrokenPipeError) and nobody_reads():
             raise  # a task has printed: that is no failure of it
+    except KeyboardInterrupt:
+        write_report(run, chosen)
+        raise
     report = run.report()
     if chosen.json:
         said = report.to_dict() | {"results": results}
@@ -242,6 +268,7 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
     else:
         for name, value in (results or {}).items():
             print(f"{name}: {as_text(value)}")
+    write_report(run, chosen)
     if error is not None:
         tell(error, chosen.debug)
     elif report.status is Status.FAILED:  # and the others went on
@@ -250,6 +277,12 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
                 say(f"{row.error.type}: {row.error.first_line()}")
                 print(f"  In task {name} of flow run {run.id} ({report.flow}).", file=sys.stderr)
     return WELL if error is None and report.status is Status.SUCCESS else FAILED
+
+
+def write_report(run: FlowRun, chosen: argparse.Namespace) -> None:
+    """Write what ``--report`` asks for."""
+    if chosen.report is not None:
+        run.report().to_html(chosen.report)
 
 
 def draw(chosen: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from millstream.stores.base import Entry, Store, StoredRun
 from millstream.stores.serial import UnfitError, is_text, written
 
 if TYPE_CHECKING:
+    from millstream.diagram import Diagram
     from millstream.engine.run import FlowRun
     from millstream.report import RunReport
     from millstream.task import Task
@@ -274,8 +275,8 @@ class Durable:
 
     # ---- telling ------------------------------------------------------------------------------------
 
-    def report(self, run_id: str) -> RunReport:
-        """Return the report of a run in the store.
+    def report(self, run_id: str, declared: Diagram) -> RunReport:
+        """Return the report of a run in the store; ``declared``: the picture of the flow.
 
         Raises:
             UnknownRunError, CheckpointError: it is not there, or cannot be read.
@@ -286,7 +287,7 @@ class Durable:
         beginning = kept.beginning
         with kept.reader.reading():
             return report_of(
-                kept.head, kept.metadata, beginning.resumed_from, beginning.code, kept.reader, kept.entries
+                kept.head, kept.metadata, beginning.resumed_from, beginning.code, kept.reader, kept.entries, declared
             )
 
 

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from millstream.engine.record import RunRecord
     from millstream.graph import Graph
     from millstream.report import RunReport
+    from millstream.show.progress import Progress
     from millstream.stores.base import Store, StoredRun
     from millstream.task import TaskName
 
@@ -89,6 +90,7 @@ class RunOptions(TypedDict, total=False):
     metadata: Mapping[str, Any] | None  #: facts about the run, ``ctx.metadata``
     targets: Iterable[str] | None  #: run these tasks, and what they depend on, alone
     trace: bool  #: keep every task run for the report
+    progress: bool  #: show how far the run is, on standard error
     timeout: float | None  #: seconds for the whole run
     run_id: str | None  #: the id of the run; made up without it
     resume: str | None  #: the id of a run in the flow's store that is to go on, instead of a new one
@@ -625,6 +627,8 @@ class Flow:
             metadata: facts about the run; ``ctx.metadata``.
             targets: run these tasks and what they depend on, and no others.
             trace: keep every attempt of every task run for ``report.trace``.
+            progress: show how far the run is, on standard error: a line that changes on a terminal (drawn by
+                ``rich`` or ``tqdm`` where that is installed), a line a second at most anywhere else.
             timeout: seconds for the whole run.
             run_id: the id of the run; made up without it.
             resume: the id of a run in the flow's store that goes on; see ``resume``. Then ``inputs`` are values
@@ -721,6 +725,7 @@ class Flow:
         metadata: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         trace: bool = False,
+        progress: bool = False,
     ) -> Session:
         """Open a run to which calls are submitted, for a ``with`` block; see ``Session``.
 
@@ -728,7 +733,7 @@ class Flow:
         """
         options: RunOptions = {
             "run_id": run_id, "context": context, "deps": deps, "metadata": metadata, "timeout": timeout,
-            "trace": trace,
+            "trace": trace, "progress": progress,
         }  # fmt: skip
         return self._open_session(options, keep=True)
 
@@ -989,7 +994,7 @@ class Flow:
         if record is not None and run_id in (None, record.id):
             return record.report()
         if self._durable is not None and run_id is not None:
-            return self._durable.report(run_id)
+            return self._durable.report(run_id, self._diagram())
         raise UnknownRunError(run_id, self._name)
 
     # ---- runs in the store --------------------------------------------------------------------------
@@ -1288,7 +1293,8 @@ class Flow:
             raise CheckpointError(f"Run {run_id} is a session: open it again by flow.session(run_id={run_id!r}).")
         kept.check_code(self.tasks, on_code_change, self._logger)
         chosen: RunOptions = {
-            "deps": options.get("deps"), "trace": options.get("trace", False), "timeout": options.get("timeout"),
+            "deps": options.get("deps"), "timeout": options.get("timeout"),
+            "trace": options.get("trace", False), "progress": options.get("progress", False),
             "metadata": None if self._shared_context is not None else kept.metadata or None,
             "run_id": run_id if names is None else None,
         }  # fmt: skip
@@ -1340,14 +1346,15 @@ class Flow:
         if caller is not None and caller.given_up:
             raise TaskCancelledError(caller.id)
         self._check_options(options)
-        run_id, trace = options.get("run_id"), options.get("trace", False)
+        run_id, trace, progress = options.get("run_id"), options.get("trace", False), options.get("progress", False)
         check_limit(options.get("timeout"), f"a run of {self._name}")
         if run_id is not None and not isinstance(run_id, str):
             raise TypeError(f"The id of a run is a string, not {run_id!r}.")
         if run_id == "":
             raise ValueError("The id of a run is empty: give it one, or leave run_id out.")
-        if trace is not True and trace is not False:
-            raise TypeError(f"A run takes trace=True or False, not {trace!r}.")
+        for name, value in (("trace", trace), ("progress", progress)):
+            if value is not True and value is not False:
+                raise TypeError(f"A run takes {name}=True or False, not {value!r}.")
         with self._lock:
             self._refuse_closed()
             plan = Plan(self, registry, graph, inside)
@@ -1362,9 +1369,12 @@ class Flow:
             stream=stream,
             keep_results=stream is None if keep is None else keep,
             trace=trace,
+            progress=progress,
             loop=loop,
         )
         plan.begin(driven)
+        if progress:
+            plan.show(run)
         return run
 
     def _check_options(self, options: RunOptions) -> None:
@@ -1466,6 +1476,7 @@ class Plan:
         self._blocks: Any = None  #: the loop that this run blocks
         self._own: list[Executor] = []  #: executors for this run alone
         self._forget = flow._forget
+        self._display: Progress | None = None
 
     def begin(self, driven: bool) -> None:
         """The run begins: ``driven`` means that the calling thread waits for it."""
@@ -1473,6 +1484,13 @@ class Plan:
         self._blocks = running_loop(required=False) if driven else None
         if self._blocks is not None:
             blocked_loops.append(self._blocks)
+
+    def show(self, run: FlowRun) -> None:
+        """Show how far a run is, until it has ended."""
+        from millstream.show.progress import Progress
+
+        self._display = Progress(run.id, run.tally)
+        self._display.begin()
 
     @property
     def known_terms(self) -> Sequence[RunTerms | None]:
@@ -1543,6 +1561,8 @@ class Plan:
 
     def ended(self, run: FlowRun) -> None:
         self._forget(run)
+        if self._display is not None:
+            self._display.close(run.status)
         if self._blocks is not None:
             blocked_loops.remove(self._blocks)
         for executor in self._own:

@@ -5,7 +5,7 @@ children, and what a task does itself, in whatever thread, coroutine or worker p
 task. In another process that takes a tracer there: give the executor an ``initializer`` which sets one up.
 
 The library used is the API of OpenTelemetry (the extra ``otel``), so it is up to the application what becomes of the
-spans. Values of tasks, inputs and the context are never recorded. May import: events, errors, values.
+spans. Values of tasks, inputs and the context are never recorded. May import: events, values.
 
 Sources: "Semantic conventions for recording errors" and "... for exceptions in traces",
 https://opentelemetry.io/docs/specs/semconv/general/recording-errors/; "General metric semantic conventions", which has
@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from millstream.errors import FlowError
 from millstream.events import (
     Hook,
     RunEndEvent,
@@ -39,7 +38,7 @@ try:
     from opentelemetry import context, metrics, propagate, trace
     from opentelemetry.trace import Span, StatusCode
 except ImportError as missing:
-    raise FlowError('OpenTelemetryHook needs OpenTelemetry: pip install "millstream[otel]"') from missing
+    raise ImportError('OpenTelemetryHook needs OpenTelemetry: pip install "millstream[otel]"') from missing
 
 __all__ = ["OpenTelemetryHook"]
 

@@ -1,6 +1,6 @@
 """The report of a run that is in a store, read off its journal.
 
-May import: journal, record, report, stores.base, values.
+May import: diagram, journal, record, report, stores.base, values.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from millstream.diagram import Diagram, EdgeKind
 from millstream.engine.journal import Reader
 from millstream.engine.record import ORDER
 from millstream.report import ErrorReport, RunReport, TaskReport
@@ -45,6 +46,27 @@ class Task:
         return TaskReport(status, attempt, runs, self.began, self.ended, error, self.result)
 
 
+class Requests:
+    """What asked for what, by name. Some requests are in the journal before the name of who made them is."""
+
+    def __init__(self) -> None:
+        self.links: set[tuple[str, str, EdgeKind]] = set()
+        self._made: dict[int | None, dict[str, bool]] = {}  # by path: what was asked for, and whether as a join
+
+    def made(self, path: int | None, shapes: Iterable[Any]) -> None:
+        """A task run has asked for these."""
+        made = self._made.setdefault(path, {})
+        for name, _, joins, *_ in shapes:
+            made[name] = made.get(name, False) or joins
+
+    def by(self, path: int | None, asker: str) -> None:
+        """That was a run of this task."""
+        made = self._made.pop(path, {})
+        self.links |= {(asker, name, EdgeKind.REQUEST) for name in made}
+        joins = [name for name, is_join in made.items() if is_join]
+        self.links |= {(name, join, EdgeKind.JOIN) for name in made if not made[name] for join in joins}
+
+
 def report_of(
     head: StoredRun,
     metadata: Mapping[str, Any],
@@ -52,6 +74,7 @@ def report_of(
     order: Iterable[str],
     reader: Reader,
     entries: Iterable[Entry],
+    declared: Diagram,
 ) -> RunReport:
     """Return the report of a run.
 
@@ -62,14 +85,23 @@ def report_of(
         order: the names of the flow's tasks.
         reader: of the journal.
         entries: of the journal, after its beginning.
+        declared: the picture of the flow as it is now.
     """
     tasks: dict[str, Task] = {}
+    requests = Requests()
     error: ErrorReport | None = None
     for entry in entries:
         if entry.kind in ("finished", "returned", "failed", "settled", "retry"):
             facts, values = reader.facts(entry)
             task = tasks.setdefault(facts[0], Task())
             _see(task, entry, facts, values)
+            if entry.kind in ("finished", "returned") and isinstance(facts[6], list):
+                requests.made(entry.key, facts[6])
+            requests.by(entry.key, facts[0])
+        elif entry.kind == "asked":
+            requests.made(entry.key, [reader.facts(entry)[0]])
+        elif entry.kind == "page":
+            requests.made(entry.key, reader.facts(entry)[0][1])
         elif entry.kind == "resumed":  # what had not succeeded begins anew
             for task in tasks.values():
                 task.begins_anew()
@@ -86,9 +118,8 @@ def report_of(
     if head.status is Status.SUCCESS:
         error = None
     times = head.created_at, head.finished_at
-    return RunReport(
-        head.id, head.flow, dict(metadata), *times, head.status, rows, None, error, resumed_from=resumed_from
-    )
+    diagram = declared.after({name: (row.status, row.runs) for name, row in rows.items()}, requests.links)
+    return RunReport(head.id, head.flow, dict(metadata), *times, head.status, rows, None, error, resumed_from, diagram)
 
 
 def _see(task: Task, entry: Entry, facts: Any, values: list[Any]) -> None:

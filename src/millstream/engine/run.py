@@ -27,7 +27,7 @@ from millstream.engine.observe import Observer
 from millstream.engine.ready import Ready
 from millstream.engine.record import Failure, RunRecord
 from millstream.engine.scheduler import Scheduler
-from millstream.engine.states import Call, Coalesced, Place, RunTerms, Scope, Settled, TaskRun
+from millstream.engine.states import Call, Coalesced, Counts, Place, RunTerms, Scope, Settled, TaskRun
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.tell import END, Teller
 from millstream.engine.waiting import GRACE, Waiting, waits_somewhere
@@ -52,7 +52,7 @@ from millstream.events import shown
 from millstream.executors.base import Worker, Workers
 from millstream.graph import Graph
 from millstream.interrupts import struck
-from millstream.report import RunReport
+from millstream.report import RunReport, Tally, TaskProgress
 from millstream.task import check_wait
 from millstream.values import NextTask, Status, StreamChunk
 
@@ -115,6 +115,7 @@ class FlowRun(Waiting):
         stream: Stream | None = None,
         keep_results: bool = True,
         trace: bool = False,
+        progress: bool = False,
         loop: Any = None,
     ) -> None:
         self.id = id
@@ -176,6 +177,8 @@ class FlowRun(Waiting):
         self.keeper: Keeper | None = None  #: the same
         self.recall: Recall | None = None  #: of one that goes on from its journal
         self.resumed_from: str | None = None  #: the run that this one was made from
+        self._progress: dict[Item, TaskProgress] | None = {} if progress else None  # what tasks told; None: nobody asks
+        self._last_counts: Counts | None = None  # at the end, for the same
         self.blocked = self._attach()
 
     # ---- what users call ------------------------------------------------------------------------
@@ -244,6 +247,25 @@ class FlowRun(Waiting):
         with self.monitor:
             record = RunRecord(self, self.scheduler.states(), None) if self.record is None else self.record
         return record.report()
+
+    def tally(self) -> Tally:
+        """Return how far the run is, for a display; only of one that was made with ``progress=True``."""
+        with self.monitor:
+            counts, told = self._last_counts, self._progress
+            assert told is not None, "only a run with a display is asked how far it is"
+            if counts is None:
+                counts = self.scheduler.counts()
+            for item in [item for item in told if item.status is not RUNNING]:
+                del told[item]
+            busy: list[Any] = [worker.item for lane in self._lanes.values() for worker in lane.crew]
+            running = sum(item is not None and item.status is RUNNING for item in busy)
+            progress = tuple(told.values())
+        failed = counts.in_vain + counts.never - counts.skipped
+        done = counts.ended - counts.in_vain
+        grows = counts.may_grow or (self.open and not self.finished)
+        total = None if grows else done + failed + counts.skipped + counts.live + counts.expected
+        waiting = max(0, counts.live - running)
+        return Tally(done, failed, counts.skipped, running, waiting, total, progress)
 
     def add_done_callback(self, fn: Callable[[FlowRun], object]) -> None:
         """Call ``fn(run)`` when the run has ended, in the thread that ends it; at once if it has.
@@ -860,6 +882,9 @@ class FlowRun(Waiting):
         """A task run says how far it has got."""
         if not item.given_up:
             self.observer.progressed(item, done, total)
+            if self._progress is not None:
+                self._progress.pop(item, None)  # the one that told last comes last
+                self._progress[item] = TaskProgress(item.id, done, total)
 
     def start_time(self, item: Item) -> None:
         """The time of an attempt begins."""
@@ -1125,6 +1150,8 @@ class FlowRun(Waiting):
             self.context._journals = tuple(each for each in self.context._journals if each is not self.journal)
         later.append((self._deliver, (why,)))
         tasks = self.scheduler.states()
+        if self._progress is not None:
+            self._last_counts = self.scheduler.counts()
         self.scheduler.forget()
         self.record = RunRecord(self, tasks, why)
         later.append((self.record.let_go, ()))
