@@ -1,6 +1,7 @@
 """What the tests share: flows on every executor, snippets in a process of their own, threads of the engine, clocks."""
 
 import heapq
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -33,6 +35,18 @@ SEVERAL = ("thread", "asyncio", "pool")  #: two workers and more, all beside the
 #: Decorators that run a test on other executors than on every one.
 on_one_worker = pytest.mark.parametrize("executor", ONE_WORKER, indirect=True)
 on_several_workers = pytest.mark.parametrize("executor", SEVERAL, indirect=True)
+
+
+def needs(module: str, package: str) -> None:
+    """Skip the test, or the module, that needs a library which is not installed; where CI runs, fail.
+
+    Args:
+        module: what is imported of it.
+        package: what is to be installed.
+    """
+    if "CI" in os.environ:
+        import_module(module)
+    pytest.importorskip(module, reason=f"{package} is not installed: pip install {package}")
 
 
 def named(value: object) -> str:
