@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
 
-from millstream import Flow
+from millstream import Flow, NextTask, ProcessExecutor, RunReport, Status, TaskOutput, ThreadExecutor
 from tests.conftest import WATCHDOG
 
 #: Names with every sign that means something in one of the two languages, or in HTML; no task has a # in its name.
@@ -67,27 +68,45 @@ class Drawn(NamedTuple):
     tasks: list
     edges: list
     routes: list
+    requests: list
+    joins: list
+    looks: dict  #: by label, what became of it
+
+    @classmethod
+    def nothing(cls):
+        return cls([], [], [], [], [], {})
+
+
+#: Of a task in Mermaid: inline, thread, asyncio, process, elsewhere, a router, a map.
+SHAPES = ("[]", "()", "([])", "{{}}", "[()]", "{}", "[[]]")
 
 
 def read_mermaid(text):
     """Read a flowchart: its tasks as (name, shape), its edges and routes as pairs of names."""
     head, *lines = text.split("\n")
     assert head == "flowchart LR"
-    names, drawn = {}, Drawn([], [], [])
+    names, drawn = {}, Drawn.nothing()
     for line in lines:
-        node = re.fullmatch(r'    (t\d+)(\[\[|\[|\{)"([^"\n]*)"(\]\]|\]|\})', line)
+        node = re.fullmatch(r'    (t\d+)([\[({]+)"([^"\n]*)"([\])}]+)', line)
         if node:
             number, begin, label, end = node.groups()
-            assert begin + end in ("[]", "[[]]", "{}")
+            assert begin + end in SHAPES
             assert number not in names
             assert not re.search(r"[^\w #;.-]", label), f"{label!r} has a sign that is no entity"
             names[number] = re.sub(r"#(\d+);", lambda entity: chr(int(entity[1])), label)
             drawn.tasks.append((names[number], begin))
             continue
-        edge = re.fullmatch(r"    (t\d+) (-->|-\.->) (t\d+)", line)
+        if re.fullmatch(r"    classDef [a-z]+ fill:#\w{6},stroke:#\w{6},color:#\w{6}", line):
+            continue
+        many = re.fullmatch(r"    class ([t\d,]+) ([a-z]+)", line)
+        if many:
+            drawn.looks.update({names[number]: many[2] for number in many[1].split(",")})
+            continue
+        edge = re.fullmatch(r"    (t\d+) (-->|-\.->|-->\|next\||==>) (t\d+)", line)
         assert edge, f"{line!r} is neither a task nor an edge"
         begin, arrow, end = edge.groups()
-        (drawn.edges if arrow == "-->" else drawn.routes).append((names[begin], names[end]))
+        kinds = {"-->": drawn.edges, "-.->": drawn.routes, "-->|next|": drawn.requests, "==>": drawn.joins}
+        kinds[arrow].append((names[begin], names[end]))
     return drawn
 
 
@@ -101,21 +120,21 @@ def read_dot(text):
     head = re.match(rf"digraph {quoted} \{{\n    rankdir=LR;\n    node \[shape=box\];\n", text, re.DOTALL)
     assert head
     assert text.endswith("}")
-    drawn = Drawn([], [], [])
+    drawn = Drawn.nothing()
     place, end = head.end(), len(text) - 1
-    statement = re.compile(rf"    {quoted}(?: -> {quoted})?(?: \[([a-z=0-9]+)\])?;\n", re.DOTALL)
+    statement = re.compile(rf"    {quoted}(?: -> {quoted})?(?: \[((?:[^\]\"]|{quoted})*)\])?;\n", re.DOTALL)
     while place < end:
         found = statement.match(text, place)
         assert found, text[place : place + 80]
-        first, second, style = found.groups()
+        first, second, style, _ = found.groups()
         place = found.end()
         if second is None:
             drawn.tasks.append((said(first), style))
         elif style is None:
             drawn.edges.append((said(first), said(second)))
         else:
-            assert style == "style=dashed"
-            drawn.routes.append((said(first), said(second)))
+            kinds = {"style=dashed": drawn.routes, "arrowhead=empty": drawn.requests, "penwidth=2": drawn.joins}
+            kinds[style].append((said(first), said(second)))
     return said(head[1]), drawn
 
 
@@ -201,8 +220,8 @@ def test_a_task_that_follows_and_may_be_chosen_has_both_edges():
 def test_a_flow_without_tasks():
     """A flow without tasks is a drawing without anything in it."""
     flow = Flow("inline", name="empty")
-    assert read_mermaid(flow.to_mermaid()) == Drawn([], [], [])
-    assert read_dot(flow.to_dot()) == ("empty", Drawn([], [], []))
+    assert read_mermaid(flow.to_mermaid()) == Drawn.nothing()
+    assert read_dot(flow.to_dot()) == ("empty", Drawn.nothing())
 
 
 def test_mermaid_keeps_every_name():
@@ -286,6 +305,179 @@ def test_a_name_that_is_no_task_is_not_drawn():
     flow.add_task("b", dict, routes=["gone", "a"])
     for drawn in (read_mermaid(flow.to_mermaid()), read_dot(flow.to_dot())[1]):
         assert ([name for name, _ in drawn.tasks], drawn.edges, drawn.routes) == (["a", "b"], [], [("b", "a")])
+
+
+# ---- executors, and what became of tasks ----------------------------------------------------------
+
+
+def test_executors_are_shapes():
+    """Where a task is called is its shape, also when nothing has ever run: no executor is started for it."""
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    flow = Flow(name="places")
+    for name in ("inline", "thread", "process", "asyncio"):
+        flow.add_task(name, lambda: None, executor=name)
+    flow.add_task("pool", lambda: None, executor=pool)
+    flow.add_task("plain", lambda: None)
+
+    async def coroutine():
+        pass
+
+    flow.add_task("coroutine", coroutine)
+    drawn = read_mermaid(flow.to_mermaid())
+    assert drawn.tasks == [
+        ("inline", "["), ("thread", "("), ("process", "{{"), ("asyncio", "(["), ("pool", "[("), ("plain", "("),
+        ("coroutine", "(["),
+    ]  # fmt: skip
+    assert read_dot(flow.to_dot())[1].tasks == [
+        ("inline", None), ("thread", "style=rounded"), ("process", "shape=octagon"), ("asyncio", "shape=ellipse"),
+        ("pool", "shape=cylinder"), ("plain", "style=rounded"), ("coroutine", "shape=ellipse"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("executor", "name"),
+    [("inline", "inline"), ("process", "process"), (None, "thread"), (ThreadExecutor(1), "thread"),
+     (ThreadPoolExecutor(1), "thread pool"), (ProcessExecutor(1), "process")],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)  # fmt: skip
+def test_the_names_of_executors(executor, name):
+    """An executor of the user's is called by the words of its class."""
+    flow = Flow(executor)
+    flow.add_task("work", lambda: 1)
+    assert flow._diagram().nodes["work"].executor == name
+
+
+def fan():
+    return TaskOutput(None, [NextTask("table", join=True), *(NextTask("leaf", spawn_another=True) for _ in range(3))])
+
+
+def census():
+    """Make a flow without edges: what leads to what is known when it has run."""
+    flow = Flow("inline", name="census")
+    flow.add_task("walk", fan)
+    flow.add_task("leaf", lambda: 1)
+    flow.add_task("table", lambda upstream: sum(upstream))
+    flow.add_task("idle", lambda: 1)
+    return flow
+
+
+def test_what_a_run_asked_for_is_drawn():
+    """A request is an edge, and so is what a join has waited for; a task without a part in the run is left out."""
+    flow = census()
+    assert flow.run("walk") == {"table": 3}
+    report = flow.report()
+    drawn = read_mermaid(report.to_mermaid())
+    assert drawn.tasks == [("walk ✓", "["), ("leaf × 3 ✓", "["), ("table ✓", "[")]
+    assert drawn.requests == [("walk ✓", "leaf × 3 ✓"), ("walk ✓", "table ✓")]
+    assert drawn.joins == [("leaf × 3 ✓", "table ✓")]
+    assert drawn.looks == dict.fromkeys(["walk ✓", "leaf × 3 ✓", "table ✓"], "success")
+    name, dot = read_dot(report.to_dot())
+    assert name == "census"
+    assert dot.requests == [("walk", "leaf"), ("walk", "table")]
+    assert dot.joins == [("leaf", "table")]
+    assert 'label="leaf × 3 ✓"' in dict(dot.tasks)["leaf"]
+
+
+def lazily():
+    return TaskOutput(None, iter(fan().next_tasks))
+
+
+def one_by_one():
+    yield from fan().next_tasks
+
+
+@pytest.mark.parametrize("asks", [fan, lazily, one_by_one], ids=lambda asks: asks.__name__)
+@pytest.mark.parametrize("stored", [False, True], ids=["", "from the store"])
+def test_every_way_to_ask_is_drawn_alike(asks, stored, tmp_path):
+    """A list, an iterable that is pulled, and a generator lead to the same drawing; the journal of a run, too."""
+    flow = Flow("inline", name="census", store=tmp_path / "runs.db")
+    flow.add_task("walk", asks)
+    flow.add_task("leaf", lambda: 1)
+    flow.add_task("table", lambda upstream: sum(upstream))
+    flow.run("walk", run_id="monday")
+    if stored:
+        flow.run("leaf")
+    drawn = flow.report("monday").diagram
+    assert {(edge.source, edge.target, edge.kind) for edge in drawn.edges} == {
+        ("walk", "leaf", "request"), ("walk", "table", "request"), ("leaf", "table", "join"),
+    }  # fmt: skip
+    assert {name: node.runs for name, node in drawn.nodes.items()} == {"walk": 1, "leaf": 3, "table": 1}
+
+
+def test_declared_edges_are_drawn_as_declared():
+    """A route that was chosen is no second edge; what was not chosen is drawn as skipped."""
+    flow = Flow("inline", name="routes")
+    flow.add_task("choose", lambda: "left", routes=["left", "right"])
+    flow.add_task("left", lambda: 1)
+    flow.add_task("right", lambda: 2)
+    flow.add_task("after", lambda left: left)
+    flow.run()
+    drawn = read_mermaid(flow.report().to_mermaid())
+    assert drawn.routes == [("choose ✓", "left ✓"), ("choose ✓", "right –")]
+    assert drawn.edges == [("left ✓", "after ✓")]
+    assert drawn.requests == drawn.joins == []
+    assert drawn.looks["right –"] == "skipped"
+
+
+def test_a_failed_run_is_drawn():
+    """What failed, what was cancelled because of it, and what has no part in it look different."""
+    flow = Flow("inline", name="fails")
+    flow.add_task("a", lambda: 1 / 0)
+    flow.add_task("b", lambda a: a)
+    flow.add_task("c", lambda: 1)
+    flow.add_task("d", lambda c: c)
+    with pytest.raises(ZeroDivisionError):
+        flow.run(targets=["b"])
+    drawn = read_mermaid(flow.report().to_mermaid())
+    assert drawn.looks["a ✗"] == "failed"
+    assert {"c", "d"} <= {name for name, _ in drawn.tasks}
+    assert not {"c", "d"} & set(drawn.looks)
+
+
+def test_a_chain_that_asks_for_itself_is_a_loop():
+    """A task that asks for itself has an edge to itself."""
+    flow = Flow("inline")
+    flow.add_task("step", lambda n: TaskOutput(n, [NextTask("step", {"n": n - 1})] if n else None))
+    flow.run("step", {"n": 3})
+    assert read_mermaid(flow.report().to_mermaid()).requests == [("step × 4 ✓", "step × 4 ✓")]
+
+
+def test_submitted_calls_are_drawn_with_what_they_depend_on():
+    """A call that takes the handle of another one depends on it; one that a task makes was asked for by it."""
+
+    def double(x):
+        return 2 * x
+
+    def add(x, y):
+        return x + y
+
+    with Flow("thread") as flow, flow.session() as session:
+        one = session.submit(double, 1)
+        assert session.submit(add, one, session.submit(double, 2)).result(WATCHDOG) == 6
+        drawn = session.report().diagram
+    assert [(edge.source, edge.target, edge.kind) for edge in drawn.edges] == [("double", "add", "dependency")]
+
+
+def test_notebooks_show_drawings():
+    """A flow is shown as its drawing, a run and its report as a page without one."""
+    flow = census()
+    assert set(flow._repr_mimebundle_()) == {"text/plain", "image/svg+xml"}
+    run = flow.start("walk")
+    run.wait(WATCHDOG)
+    for shown in (run._repr_mimebundle_(), run.report()._repr_mimebundle_()):
+        assert set(shown) == {"text/plain", "text/html"}
+        assert "SUCCESS" in shown["text/plain"]
+        assert "<svg" in shown["text/html"]
+        assert "leaf" in shown["text/html"]
+
+
+def test_a_report_without_a_diagram_says_so():
+    """A report that was made by hand has nothing to draw."""
+    report = RunReport("monday", "shop", {}, 0.0, 1.0, Status.SUCCESS, {})
+    for draw in (report.to_mermaid, report.to_dot, report.to_svg):
+        with pytest.raises(ValueError, match="run monday are not known here"):
+            draw()
 
 
 @pytest.mark.parametrize("made", [all_kinds, odd_names], ids=lambda made: made.__name__)
