@@ -6,6 +6,7 @@ the display to look at the run again, or for what arrives at the emulator.
 
 import fcntl
 import importlib
+import inspect
 import io
 import os
 import pty
@@ -374,10 +375,12 @@ for name in {hidden!r}:
     sys.modules[name] = None
 from millstream.show.last_rows import Line
 from millstream.show.progress import Progress
+from millstream.report import Tally, TaskProgress
 from millstream.values import Status
-from tests.test_progress import Run
 
-beat, Line.beat = Line.beat, 0.01
+WATCHDOG = {watchdog}
+{classes}
+Line.beat = 0.01
 
 def shown(run, name="orders"):
     display = Progress(name, run)
@@ -409,7 +412,8 @@ class Terminal:
         self._stream = pyte.ByteStream(self.screen)
         self.master, slave = pty.openpty()
         size(self.master, rows, columns)
-        program = PRELUDE.format(hidden=hidden) + textwrap.dedent(source)
+        classes = "\n\n".join(map(inspect.getsource, (tally, Run)))  # importing this module takes long
+        program = PRELUDE.format(hidden=hidden, watchdog=WATCHDOG, classes=classes) + textwrap.dedent(source)
         environ = {name: value for name, value in os.environ.items() if name not in NOT_HERE}
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", program],
@@ -805,7 +809,6 @@ def test_a_library_draws(name, total):
     """The numbers are there while it runs; printed lines are whole, and a last line says how it ended."""
     library(name)
     source = f"""
-        from millstream.report import Tally, TaskProgress
         from millstream.show.libraries import Library
 
         Library.beat = 0.01
