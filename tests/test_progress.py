@@ -47,7 +47,7 @@ from millstream.show.status_line import (
     width,
 )
 from millstream.values import Status
-from tests.conftest import WATCHDOG, assert_gone, engine_threads
+from tests.conftest import WATCHDOG, assert_gone, engine_threads, wait_for
 
 
 def library(name):
@@ -82,6 +82,7 @@ def state(name="orders", elapsed=12.0, rate=4.2, **numbers):
         (3599, "59:59"),
         (7390, "2:03:10"),
         (-3, "0 s"),
+        (float("inf"), "277777:46:40"),
     ],
 )
 def test_durations(seconds, said):
@@ -388,6 +389,13 @@ def shown(run, name="orders"):
     run.drawn()
     return display
 
+def asleep(display):
+    # let it draw no more before it is closed
+    wait, still = display._closing.wait, threading.Event()
+    display._closing.wait = lambda beat: (beat > 1 and still.set(), wait(beat))[1]
+    Line.beat = 1000
+    assert still.wait(WATCHDOG)
+
 def told():
     assert sys.stdin.readline()
 
@@ -619,6 +627,27 @@ def test_a_resize_is_followed(rows, columns):
         assert [text[:16] for text in terminal.lines() if "orders" in text] == ["orders: SUCCESS "]
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(20, 90), (12, 40), (13, 120)])
+def test_a_resize_just_before_the_end(rows, columns):
+    """Also a row that nobody knows the place of any more is taken away, and nothing else."""
+    source = """
+        print("first")
+        display = shown(run)
+        asleep(display)
+        print("second", end="", flush=True)
+        told()
+        display.close(Status.SUCCESS)
+    """
+    with Terminal(source) as terminal:
+        terminal.until(lambda: terminal.rows()[-1] and "second" in terminal.rows())
+        terminal.resize(rows, columns)
+        terminal.tell()
+        lines = terminal.end().lines()
+        assert terminal.region is None
+        assert [text[:16] for text in lines if text][-2:] == ["second", "orders: SUCCESS "]
+        assert sum("orders" in text for text in lines) == 1
+
+
 def test_several_runs_have_a_row_each_up_to_a_third():
     """Each row is given back by itself; a run without a row is not drawn until there is one for it."""
     source = """
@@ -677,8 +706,7 @@ def test_a_forked_child_has_no_display():
     source = """
         warnings.simplefilter("ignore")  # of a fork beside threads
         display = shown(run)
-        Line.beat = 1000
-        run.drawn()
+        asleep(display)
         print("forks")
         if not os.fork():
             display.close(Status.SUCCESS)
@@ -694,7 +722,6 @@ def test_a_forked_child_has_no_display():
         os.wait()
         display.close(Status.SUCCESS)
     """
-    source = source.replace("        run.drawn()\n        print", "        print")  # it is drawn, and sleeps
     with Terminal(source) as terminal:
         lines = terminal.end().lines()
         assert lines[0] == "forks"
@@ -873,6 +900,33 @@ def test_what_goes_elsewhere_is_not_redirected():
         terminal.end()
         assert "TextIOWrapper" in terminal.text()
         assert "not here" not in terminal.text()
+
+
+def test_a_fork_waits_for_the_drawing_to_end():
+    """A child is never forked with the lock of a stream taken, which nobody could let go there."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.StringIO):
+        def flush(self):
+            inside.set()
+            go_on.wait(WATCHDOG)
+
+    display = Progress("orders", Run(), stream=Slow())
+    display.begin()
+    closing = threading.Thread(target=display.close, args=(Status.SUCCESS,))
+    closing.start()
+    wait_for(inside)
+    progress._before_fork()  # gives up soon
+    assert not progress._held
+    go_on.set()
+    closing.join(WATCHDOG)
+    assert_gone(engine_threads("millstream-progress"))
+    with shown(Run(), io.StringIO()) as display:
+        progress._before_fork()
+        held = display._drawing.locked()
+        progress._after_fork_here()
+        assert held
+        assert not progress._held
 
 
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, SystemExit])

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: How long ``close`` waits for the last drawing, in seconds.
 PATIENCE = 0.5
 
+#: How long a fork waits for a drawing, in seconds. One that takes longer is on a terminal that takes nothing.
+_FORK = 0.1
+
 _LOG_WIDTH = 200  # a log has no width, but a line of it should be read
 
 
@@ -61,6 +64,7 @@ class Progress:
         self._clock = clock
         self._began = 0.0
         self._rate = Rate()
+        self._drawing = threading.Lock()  # held by the display's thread, and while this process forks
         self._closing = threading.Event()
         self._status = Status.ABANDONED  # of a run that nobody has ended when the interpreter exits
         self._thread: threading.Thread | None = None
@@ -101,15 +105,23 @@ class Progress:
             self._look()  # what the rate is counted from
             display = _simple(stream)
             if isinstance(display, Line) and not self._closing.wait(display.beat):  # a short run has its end only
-                display = libraries.display(stream) or display
-                display.draw(self._look())
+                with self._drawing:
+                    display = libraries.display(stream) or display
+                self._draw(display)
             while not self._closing.wait(display.beat):
-                display.draw(self._look())
-            display.end(self._look(), self._status)
+                self._draw(display)
+            state = self._look()
+            with self._drawing:
+                display.end(state, self._status)
         except BaseException:  # whatever others' code raises: a display is not worth a run
             _end_silently(display)
         finally:
             _forget(self)
+
+    def _draw(self, display: _Display) -> None:
+        state = self._look()
+        with self._drawing:
+            display.draw(state)
 
     def _look(self) -> State:
         tally, now = self._tally(), self._clock()
@@ -174,6 +186,7 @@ def _write_line(stream: TextIO, text: str) -> None:
 # Held for a few steps, never while anything is written. Guards _open.
 _guard = threading.Lock()
 _open: set[Progress] = set()
+_held: list[threading.Lock] = []  # by whoever forks
 
 
 def _remember(progress: Progress) -> None:
@@ -198,13 +211,26 @@ def _at_exit() -> None:
         progress.close(Status.ABANDONED)
 
 
+def _before_fork() -> None:
+    """Let no display be in the midst of writing: the lock of its stream would never be let go in the child."""
+    for progress in tuple(_open):
+        if progress._drawing.acquire(timeout=_FORK):
+            _held.append(progress._drawing)
+
+
+def _after_fork_here() -> None:
+    while _held:
+        _held.pop().release()
+
+
 def _after_fork() -> None:
     """A child has none of the displays: its output goes to its terminal, and its exit gives nothing back."""
     global _guard
     _guard = threading.Lock()
     _open.clear()
+    _held.clear()
     atexit.unregister(_at_exit)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_here, after_in_child=_after_fork)

@@ -24,6 +24,7 @@ WINDOW = 10.0
 SOON = 0.5
 
 _BAR = 10  # signs
+_LONGEST = 1e9  # seconds; more is said as that
 
 
 class State(NamedTuple):
@@ -63,7 +64,7 @@ class Rate:
 
 def duration(seconds: float) -> str:
     """Return seconds as ``4 s``, ``1:05`` or ``2:03:10``."""
-    whole = int(max(0.0, seconds))
+    whole = int(min(max(0.0, seconds), _LONGEST))
     minutes, rest = divmod(whole, 60)
     if whole < 60:
         return f"{whole} s"
