@@ -281,6 +281,16 @@ def test_a_short_run_has_its_last_line():
     assert not progress._open
 
 
+def test_another_process_closes_nothing():
+    """A forked child has the display of its parent, whose locks may be taken for ever: it leaves them alone."""
+    with shown(Run(), stream := Written()) as display:
+        display._pid += 1
+        display.close(Status.FAILED)
+        assert not display._closing.is_set()
+        display._pid -= 1
+    assert stream.writes[-1].startswith("orders: SUCCESS")
+
+
 def test_a_display_that_never_began_closes():
     """Closing comes first: nothing is shown, then or later."""
     display = Progress("orders", Run(), stream=(stream := Written()))
@@ -400,7 +410,7 @@ def told():
     assert sys.stdin.readline()
 
 def no_threads():
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("millstream")]
+    return [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
 
 run = Run()
 """
@@ -867,6 +877,7 @@ def test_a_library_draws(name, total):
         printed = "".join(terminal.wrapped())  # tqdm leaves the cursor at the end of its bar, where lines are wrapped
         assert re.findall(r"line (\d+)\. ", printed) == [str(number) for number in range(40)]
         assert any(text.startswith("second: SUCCESS") for text in lines)
+        assert b"\x1b[1;11r" in terminal.raw  # the second one had the last row: a library draws one run
         assert lines[-2].startswith("[b]orders[/b]: SUCCESS after ")
         assert lines[-1] == "end [] TextIOWrapper TextIOWrapper"
         assert name == "tqdm" or sum(text.startswith("line") for text in lines) == 40
