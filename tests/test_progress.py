@@ -873,13 +873,11 @@ def test_a_library_draws(name, total):
         assert re.search(r"46 ?%", said) or total is None
         terminal.tell()
         lines = terminal.end().lines()
-        printed = "".join(terminal.wrapped())  # tqdm leaves the cursor at the end of its bar, where lines are wrapped
-        assert re.findall(r"line (\d+)\. ", printed) == [str(number) for number in range(40)]
         assert any(text.startswith("second: SUCCESS") for text in lines)
         assert b"\x1b[1;11r" in terminal.raw  # the second one had the last row: a library draws one run
         assert lines[-2].startswith("[b]orders[/b]: SUCCESS after ")
         assert lines[-1] == "end [] TextIOWrapper TextIOWrapper"
-        assert name == "tqdm" or sum(text.startswith("line") for text in lines) == 40
+        assert [text for text in lines if "line" in text] == [f"line {number}." for number in range(40)]
         assert terminal.region is None
 
 

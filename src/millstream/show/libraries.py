@@ -119,21 +119,31 @@ class Rich(Library):
 
 
 class Tqdm(Library):
-    """A bar of tqdm."""
+    """A bar of tqdm. What the process itself prints on the terminal goes through tqdm meanwhile, line by line."""
 
     def __init__(self, stream: TextIO) -> None:
         from tqdm import tqdm
+        from tqdm.contrib import DummyTqdmFile
 
         class Bar(tqdm):  # type: ignore[misc]  # it has no types
             monitor_interval = 0  # without a thread of its own
 
         super().__init__(stream)
         self._made: Callable[..., Any] = Bar
+        self._through: Callable[[TextIO], TextIO] = DummyTqdmFile
         self._bar: Any = None
+        self._taken: dict[str, tuple[TextIO, TextIO]] = {}  # streams of sys: what was there, and what stands for it
 
     def _show(self, state: State, name: str, columns: int) -> None:
         if self._bar is None:
             options = {"mininterval": 0, "miniters": 0, "unit": " runs", "initial": state.tally.ended}
+            for stream in ("stdout", "stderr"):
+                there = getattr(sys, stream)
+                if _same_terminal(there, self._stream):
+                    there.flush()
+                    # To the stream of the bar, since tqdm moves away no bar for another one.
+                    self._taken[stream] = there, self._through(self._stream)
+                    setattr(sys, stream, self._taken[stream][1])
             self._bar = self._made(desc=name, file=self._stream, dynamic_ncols=True, leave=False, **options)
         said = ", ".join(counts(state.tally))
         self._bar.total = state.tally.total
@@ -144,6 +154,15 @@ class Tqdm(Library):
         if self._bar is not None:
             self._bar.disable = self._bar.disable or not heard
             self._bar.close()
+        self.give_streams_back()
+
+    def give_streams_back(self) -> None:
+        """What is printed goes to the terminal again; a line that is not ended is written now."""
+        while self._taken:
+            stream, (there, instead) = self._taken.popitem()
+            if getattr(sys, stream) is instead:  # else somebody else has put something in its place
+                setattr(sys, stream, there)
+            del instead
 
 
 def _same_terminal(one: TextIO | None, other: TextIO) -> bool:
@@ -163,7 +182,9 @@ def _after_fork() -> None:
     """What a child prints goes to its terminal, not through its parent's display."""
     global _guard, _library
     _guard = threading.Lock()
-    if isinstance(_library, Rich):
+    if isinstance(_library, Tqdm):
+        _library.give_streams_back()
+    elif isinstance(_library, Rich):
         sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
         sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     _library = None
