@@ -264,6 +264,12 @@ class RunReport(Record):
 
         return written(drawn(self._diagram()), path)
 
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: the drawing, and the table."""
+        from millstream.show.notebook import shown
+
+        return {"text/plain": repr(self), "text/html": shown(self)}
+
     def _diagram(self) -> Diagram:
         if self.diagram is None:
             raise ValueError(f"The tasks of run {self.run_id} are not known here, so there is nothing to draw.")

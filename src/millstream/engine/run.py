@@ -27,7 +27,7 @@ from millstream.engine.observe import Observer
 from millstream.engine.ready import Ready
 from millstream.engine.record import Failure, RunRecord
 from millstream.engine.scheduler import Scheduler
-from millstream.engine.states import Call, Coalesced, Counts, Place, RunTerms, Scope, Settled, TaskRun
+from millstream.engine.states import Call, Coalesced, Counts, Place, RunTerms, Scope, Settled, Spread, TaskRun
 from millstream.engine.stream import Chunks, Stream
 from millstream.engine.tell import END, Teller
 from millstream.engine.waiting import GRACE, Waiting, waits_somewhere
@@ -257,8 +257,10 @@ class FlowRun(Waiting):
                 counts = self.scheduler.counts()
             for item in [item for item in told if item.status is not RUNNING]:
                 del told[item]
-            busy: list[Any] = [worker.item for lane in self._lanes.values() for worker in lane.crew]
-            running = sum(item is not None and item.status is RUNNING for item in busy)
+                # A worker keeps the item that it had last; a map that waits for its items has no worker.
+            items: list[Any] = [worker.item for lane in self._lanes.values() for worker in lane.crew]
+            under_way = [item for item in items if item is not None and type(item.extra) is not Spread]
+            running = sum(item.status is RUNNING for item in under_way)
             progress = tuple(told.values())
         failed = counts.in_vain + counts.never - counts.skipped
         done = counts.ended - counts.in_vain
@@ -311,6 +313,10 @@ class FlowRun(Waiting):
         if not keep:
             self._error = None
         return error
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: the report, as things stand."""
+        return {**self.report()._repr_mimebundle_(), "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         scheduler = self.scheduler
