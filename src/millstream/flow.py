@@ -1492,6 +1492,11 @@ class Plan:
         self._display = Progress(run.id, run.tally)
         self._display.begin()
 
+    def hide(self, run: FlowRun) -> None:
+        """The run has ended: show how, for the last time."""
+        if self._display is not None:
+            self._display.close(run.status)
+
     @property
     def known_terms(self) -> Sequence[RunTerms | None]:
         """What is known already of how tasks are called, by their numbers in the graph."""
@@ -1561,8 +1566,6 @@ class Plan:
 
     def ended(self, run: FlowRun) -> None:
         self._forget(run)
-        if self._display is not None:
-            self._display.close(run.status)
         if self._blocks is not None:
             blocked_loops.remove(self._blocks)
         for executor in self._own:

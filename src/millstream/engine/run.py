@@ -96,6 +96,7 @@ class Plan(Protocol):
     def submit(self, run: Any, fn: Any, args: Any, kwargs: Any, depends_on: Any, call_key: str | None) -> Any: ...
     def ended(self, run: FlowRun) -> None: ...
     def diagram(self) -> Diagram: ...
+    def hide(self, run: FlowRun) -> None: ...
 
 
 class FlowRun(Waiting):
@@ -1147,7 +1148,7 @@ class FlowRun(Waiting):
         if self._timers:
             later.append((self.clock.tidy, ()))
         self.blocked.detach(self)
-        if self.stream_buffer is not None and self.journal is None:  # else that comes after what is written last
+        if self.stream_buffer is not None and not self._ends_late:
             later.extend((wake, ()) for wake in self.stream_buffer.close())
         self.observer.run_ended(self._status, why)
         if self._comparing:
@@ -1193,6 +1194,11 @@ class FlowRun(Waiting):
         return ExceptionGroup(f"{len(failures)} failures in run {self.id}", failures)
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    @property
+    def _ends_late(self) -> bool:
+        """Whether the stream ends after what the journal and the display say last."""
+        return self.journal is not None or self._progress is not None
 
     @property
     def enters(self) -> bool:
@@ -1306,11 +1312,13 @@ class FlowRun(Waiting):
             error = self.keeper.end(why)
             if error is not None and self._error is None:
                 self._error, self._results, self._status = error, None, FAILED
-            if self.stream_buffer is not None:
-                with self.monitor:
-                    wakes = self.stream_buffer.close()
-                for wake in wakes:
-                    wake()
+        if self._progress is not None:
+            self.plan.hide(self)
+        if self.stream_buffer is not None and self._ends_late:
+            with self.monitor:
+                wakes = self.stream_buffer.close()
+            for wake in wakes:
+                wake()
         if self._compared is not None:
             self._compared.wait(END)
         self.observer.deliver(self.announce)
