@@ -295,6 +295,23 @@ class RunReport(Record):
             raise ValueError(f"Run {self.run_id} kept no trace: run it with trace=True.")
         return written(chrome_trace(self.flow, self.created_at, self.trace), path)
 
+    def to_html(self, path: str | PathLike[str] | None = None) -> str:
+        """Return the report as a page for a browser, in one file; write it to ``path`` too if given.
+
+        It shows the figures of the run, its graph, a timeline of the attempts, a row for each task, and the
+        failures in groups. The file needs nothing else: it loads nothing, and sends nothing anywhere. Without
+        a trace the timeline has one bar for each task.
+
+        Results and metadata are shown as ``repr`` gives them, cut to 300 characters: look at what they hold
+        before you pass the page on.
+
+        Raises:
+            OSError: ``path`` cannot be written.
+        """
+        from millstream.show.html import page
+
+        return written(page(self), path)
+
     def __repr__(self) -> str:
         states = [str(task.status) for task in self.tasks.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))

@@ -1,0 +1,741 @@
+"use strict";
+// What the page does: one filter for everything, the timeline on its canvas, the graph that can be moved, sorting.
+// Rule 1: text reaches the document by textContent alone, never as HTML.
+// Rule 2: state changes first, then `apply` or `ask` shows it; nothing is drawn more than once in a frame.
+(() => {
+  const started = performance.now();
+  const byId = (id) => document.getElementById(id);
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const root = document.documentElement;
+  root.classList.add("js");
+
+  // ---- the data: columns, one entry for each bar ---------------------------------------------------
+
+  const data = JSON.parse(byId("data").textContent);
+  const count = data.task.length;
+  const total = data.length; // µs
+  const begin = new Float64Array(count);
+  const end = new Float64Array(count);
+  const error = new Int32Array(count).fill(-1);
+  for (let i = 0, at = 0; i < count; i++) {
+    at += data.begin[i];
+    begin[i] = at;
+    end[i] = at + data.length_of[i];
+  }
+  for (const [bar, text] of data.failed) error[bar] = text;
+  const KINDS = { SUCCESS: "succeeded", FAILED: "failed", CANCELLED: "cancelled", ABANDONED: "cancelled", SKIPPED: "skipped" };
+  const kinds = data.states.map((state) => KINDS[state] || "unfinished");
+  const kind = (bar) => kinds[data.state[bar]];
+  const idOf = (bar) => {
+    const id = data.id[bar], name = data.tasks[data.task[bar]];
+    return typeof id === "string" ? id : id ? `${name}#${id}` : name;
+  };
+  const lowNames = data.tasks.map((name) => name.toLowerCase());
+  let lowIds = null; // made when somebody types
+  const retried = new Uint8Array(count);
+  const again = new Set();
+  for (let i = 0; i < count; i++) if (data.attempt[i] > 1) again.add(idOf(i));
+  if (again.size) for (let i = 0; i < count; i++) retried[i] = again.has(idOf(i)) ? 1 : 0;
+
+  // ---- times as people say them; html.py says them in the same way -----------------------------------
+
+  const rounded = (number) => number.toFixed(number < 9.995 ? 2 : number < 99.95 ? 1 : 0);
+  const two = (number) => String(Math.floor(number)).padStart(2, "0");
+  function lasted(us) {
+    const seconds = us / 1e6;
+    if (seconds >= 3600) return `${Math.floor(seconds / 3600)} h ${two((seconds % 3600) / 60)} min`;
+    if (seconds >= 60) return `${Math.floor(seconds / 60)} min ${two(seconds % 60)} s`;
+    if (seconds >= 0.9995) return `${rounded(seconds)} s`;
+    return us >= 999.5 ? `${rounded(us / 1000)} ms` : `${Math.round(us)} µs`;
+  }
+
+  // ---- the filter ------------------------------------------------------------------------------------
+
+  const filter = { text: "", kind: "", task: -1 };
+  const mask = new Uint8Array(count).fill(1); // 1 for the bars that it lets through
+  const rows = all("#rows tbody tr").map((row) => ({
+    row, task: Number(row.dataset.t), kinds: row.dataset.kinds.split(" "), order: 0,
+  }));
+  rows.forEach((each, order) => { each.order = order; });
+  const groups = all(".failure").map((details) => ({ details, task: Number(details.dataset.t) }));
+  const numberOf = new Map(data.tasks.map((name, number) => [name, number]));
+  const nodes = all(".ms-task").map((node) => ({ node, task: numberOf.get(node.dataset.task) ?? -1 }));
+  const input = byId("filter"), one = byId("one"), found = byId("found");
+
+  function apply() {
+    const { text } = filter;
+    const named = lowNames.map((name) => name.includes(text));
+    const hasBars = new Uint8Array(data.tasks.length), known = new Set();
+    if (text && !lowIds) lowIds = Array.from({ length: count }, (_, bar) => idOf(bar).toLowerCase());
+    let passed = 0;
+    for (let i = 0; i < count; i++) {
+      const task = data.task[i];
+      const fits = (filter.task < 0 || filter.task === task) && (named[task] || lowIds[i].includes(text)) &&
+        (!filter.kind || (filter.kind === "retried" ? retried[i] : kind(i) === filter.kind));
+      mask[i] = fits ? 1 : 0;
+      if (!fits) continue;
+      passed++;
+      hasBars[task] = 1;
+      if (error[i] >= 0) known.add(data.errors[error[i]][2]);
+    }
+    const visible = applyToRows(named, hasBars);
+    applyToRest(visible, known);
+    one.hidden = filter.task < 0;
+    if (filter.task >= 0) one.firstElementChild.textContent = data.tasks[filter.task];
+    for (const chip of all(".chip[data-kind]")) chip.setAttribute("aria-pressed", String(chip.dataset.kind === filter.kind));
+    const attempts = data.traced ? ` · ${passed.toLocaleString("en")} of ${count.toLocaleString("en")} attempts` : "";
+    const tasks = rows.reduce((sum, each) => sum + (each.row.hidden ? 0 : 1), 0);
+    found.textContent = isOpen() ? "" : `${tasks} of ${rows.length} tasks${attempts}`;
+    if (selected >= 0 && !mask[selected]) select(-1);
+    ask();
+  }
+
+  const isOpen = () => !filter.text && !filter.kind && filter.task < 0;
+
+  // A row is shown when one of its bars is, or when it fits by itself: a task that never began has no bars.
+  function applyToRows(named, hasBars) {
+    const visible = hasBars.slice();
+    for (const { row, task, kinds } of rows) {
+      const fits = (filter.task < 0 || filter.task === task) && named[task] && (!filter.kind || kinds.includes(filter.kind));
+      if (fits) visible[task] = 1;
+      row.hidden = !visible[task];
+      row.classList.toggle("chosen", filter.task === task);
+    }
+    return visible;
+  }
+
+  function applyToRest(visible, known) {
+    const withBars = new Set(data.errors.map((text) => text[2]));
+    const mayFail = !filter.kind || filter.kind === "failed";
+    groups.forEach(({ details, task }, number) => {
+      const byTask = task < 0 ? isOpen() : visible[task] && mayFail;
+      details.hidden = !(withBars.has(number) ? known.has(number) : byTask);
+    });
+    for (const { node, task } of nodes) {
+      node.classList.toggle("dimmed", !isOpen() && !(task >= 0 && (visible[task] || filter.task === task)));
+      node.setAttribute("aria-pressed", String(filter.task === task && task >= 0));
+    }
+  }
+
+  function only(task) {
+    filter.task = filter.task === task ? -1 : task;
+    apply();
+  }
+
+  function clear() {
+    filter.text = filter.kind = input.value = "";
+    filter.task = -1;
+    apply();
+  }
+
+  input.addEventListener("input", () => {
+    filter.text = input.value.trim().toLowerCase();
+    apply();
+  });
+  for (const chip of all(".chip[data-kind]")) {
+    chip.addEventListener("click", () => {
+      filter.kind = chip.dataset.kind;
+      apply();
+    });
+  }
+  one.addEventListener("click", () => {
+    only(filter.task);
+    input.focus();
+  });
+  for (const { row, task } of rows) row.querySelector(".only").addEventListener("click", () => only(task));
+
+  // ---- the timeline: what is seen ----------------------------------------------------------------------
+
+  const canvas = byId("canvas"), context = canvas.getContext("2d"), tip = byId("tip"), detail = byId("detail");
+  const hint = detail.firstElementChild;
+  const STRIP = 34, AXIS = 22, TALLEST = 440, SHORTEST_SPAN = Math.min(20, total);
+  const view = { from: 0, to: total, top: 0 };
+  const box = { width: 0, gutter: 0, row: 22, fit: 1, scale: 1 };
+  let selected = -1, hovered = -1, drag = null, asked = false, colours = {};
+
+  function measure() {
+    const width = canvas.parentElement.clientWidth, lines = Math.max(1, data.rows.length);
+    box.width = width;
+    box.gutter = Math.min(longestLabel() + 14, Math.round(width * (width < 600 ? 0.24 : 0.18)));
+    box.row = Math.max(14, Math.min(24, Math.floor(TALLEST / lines)));
+    box.fit = Math.min(lines, Math.floor(TALLEST / box.row));
+    box.scale = window.devicePixelRatio || 1;
+    const height = STRIP + AXIS + box.fit * box.row + 4;
+    canvas.style.height = `${height}px`;
+    const [pixels, lines_] = [Math.round(width * box.scale), Math.round(height * box.scale)];
+    if (canvas.width !== pixels || canvas.height !== lines_) [canvas.width, canvas.height] = [pixels, lines_];
+    for (const name of ["up", "down"]) document.querySelector(`[data-view=${name}]`).hidden = box.fit >= lines;
+    canvas.dataset.left = box.gutter;
+    canvas.dataset.top = STRIP + AXIS;
+    canvas.dataset.row = box.row;
+    ask();
+  }
+
+  function longestLabel() {
+    context.font = font(11.5);
+    return data.rows.slice(0, 500).reduce((most, name) => Math.max(most, context.measureText(name).width), 40);
+  }
+
+  const font = (size, weight = 400) => `${weight} ${size}px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif`;
+  const span = () => view.to - view.from;
+  const room = () => Math.max(1, box.width - box.gutter);
+  const xOf = (time) => box.gutter + ((time - view.from) / span()) * room();
+  const timeAt = (x) => view.from + ((x - box.gutter) / room()) * span();
+  const yOf = (row) => STRIP + AXIS + (row - view.top) * box.row;
+
+  function look(from, to) {
+    const wide = Math.min(total, Math.max(SHORTEST_SPAN, to - from));
+    view.from = Math.max(0, Math.min(total - wide, from));
+    view.to = view.from + wide;
+    ask();
+  }
+
+  function zoom(factor, at = selected >= 0 && inView(selected) ? (begin[selected] + end[selected]) / 2 : (view.from + view.to) / 2) {
+    look(at - (at - view.from) * factor, at + (view.to - at) * factor);
+  }
+
+  const pan = (share) => look(view.from + span() * share, view.to + span() * share);
+  const scroll = (lines) => {
+    view.top = Math.max(0, Math.min(data.rows.length - box.fit, view.top + lines));
+    ask();
+  };
+  const inView = (bar) => end[bar] >= view.from && begin[bar] <= view.to;
+
+  function ask() {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      draw();
+    });
+  }
+
+  // ---- the timeline: drawing ---------------------------------------------------------------------------
+
+  function readColours() {
+    const style = getComputedStyle(root);
+    const value = (name) => style.getPropertyValue(name).trim();
+    colours = { tasks: Array.from({ length: 10 }, (_, number) => value(`--c${number}`)) };
+    for (const name of ["ink", "soft", "line", "faint", "sheet", "ground", "accent", "red", "orange", "grey"]) colours[name] = value(`--${name}`);
+    colours.hatch = hatch(colours.orange, colours.sheet);
+  }
+
+  function hatch(colour, ground) {
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = 6;
+    const brush = tile.getContext("2d");
+    brush.fillStyle = ground;
+    brush.fillRect(0, 0, 6, 6);
+    brush.strokeStyle = colour;
+    brush.lineWidth = 2.4;
+    for (const shift of [-6, 0, 6]) {
+      brush.beginPath();
+      brush.moveTo(shift - 1, 7);
+      brush.lineTo(shift + 7, -1);
+      brush.stroke();
+    }
+    return context.createPattern(tile, "repeat");
+  }
+
+  function draw() {
+    if (!box.width) return;
+    context.setTransform(box.scale, 0, 0, box.scale, 0, 0);
+    context.clearRect(0, 0, box.width, canvas.height);
+    context.textBaseline = "middle";
+    drawStrip();
+    drawAxis();
+    drawRows();
+    drawBars();
+    drawDrag();
+    tell();
+  }
+
+  // How many attempts were under way, over the whole run, in a number of steps.
+  const STEPS = 480;
+  const load = new Float64Array(STEPS), failing = new Uint8Array(STEPS);
+  for (let i = 0; i < count; i++) {
+    const wide = total / STEPS, last = Math.min(STEPS - 1, Math.floor(end[i] / wide));
+    const first = Math.min(last, Math.floor(begin[i] / wide));
+    for (let step = first; step <= last; step++) {
+      load[step] += Math.max(0, Math.min(end[i], (step + 1) * wide) - Math.max(begin[i], step * wide)) / wide;
+    }
+    if (kind(i) === "failed") failing[last] = 1;
+  }
+  const most = load.reduce((a, b) => Math.max(a, b), 0) || 1;
+
+  function drawStrip() {
+    const base = STRIP - 4, high = STRIP - 10, step = room() / STEPS;
+    context.fillStyle = colours.ground;
+    context.fillRect(box.gutter, 2, room(), base - 2);
+    context.beginPath();
+    context.moveTo(box.gutter, base);
+    load.forEach((value, at) => {
+      context.lineTo(box.gutter + at * step, base - (value / most) * high);
+      context.lineTo(box.gutter + (at + 1) * step, base - (value / most) * high);
+    });
+    context.lineTo(box.gutter + room(), base);
+    context.globalAlpha = 0.45;
+    context.fillStyle = colours.accent;
+    context.fill();
+    context.globalAlpha = 1;
+    context.fillStyle = colours.red;
+    failing.forEach((some, at) => { if (some) context.fillRect(box.gutter + at * step, base - 3, Math.max(2, step), 3); });
+    label(data.traced ? "at a time" : "tasks", 10, colours.soft);
+    label(`max ${most.toFixed(1)}`, 23, colours.soft);
+    if (span() < total) drawWindow(base);
+  }
+
+  function drawWindow(base) {
+    const left = box.gutter + (view.from / total) * room(), wide = Math.max(2, (span() / total) * room());
+    context.globalAlpha = 0.6;
+    context.fillStyle = colours.sheet;
+    context.fillRect(box.gutter, 2, left - box.gutter, base - 2);
+    context.fillRect(left + wide, 2, box.gutter + room() - left - wide, base - 2);
+    context.globalAlpha = 1;
+    context.strokeStyle = colours.accent;
+    context.lineWidth = 1;
+    context.strokeRect(left + 0.5, 2.5, wide - 1, base - 3);
+  }
+
+  function label(text, y, colour, size = 11) {
+    context.font = font(size);
+    context.fillStyle = colour;
+    context.textAlign = "left";
+    let said = text;
+    while (said.length > 1 && context.measureText(said).width > box.gutter - 8) {
+      said = `…${said.slice(Math.max(2, Math.ceil(said.length * 0.12)))}`; // the end tells workers apart
+    }
+    context.fillText(said, 0, y);
+  }
+
+  const UNITS = [1, 2, 5].flatMap((digit) => [1, 10, 100, 1e3, 1e4, 1e5].map((power) => digit * power)).sort((a, b) => a - b)
+    .concat([1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400].map((s) => s * 1e6));
+
+  function tickLabel(time, step) {
+    if (step >= 1e6 && total > 12e7) {
+      const seconds = Math.round(time / 1e6), hours = Math.floor(seconds / 3600);
+      return `${hours ? `${hours}:${two((seconds % 3600) / 60)}` : Math.floor(seconds / 60)}:${two(seconds % 60)}`;
+    }
+    const [unit, size] = view.to >= 1e6 ? ["s", 1e6] : view.to >= 1000 ? ["ms", 1000] : ["µs", 1];
+    return `${(time / size).toFixed(Math.max(0, Math.round(Math.log10(size) - Math.floor(Math.log10(step)))))} ${unit}`;
+  }
+
+  function drawAxis() {
+    const step = UNITS.find((unit) => (unit / span()) * room() >= 84) || 86400e6 * Math.ceil(span() / 86400e6 / 8);
+    context.font = font(11);
+    context.textAlign = "left";
+    for (let time = Math.ceil(view.from / step) * step; time <= view.to; time += step) {
+      const x = Math.round(xOf(time)) + 0.5;
+      context.fillStyle = colours.line;
+      context.fillRect(x - 0.5, STRIP + 4, 1, AXIS + box.fit * box.row);
+      context.fillStyle = colours.soft;
+      const text = tickLabel(time, step);
+      if (x + 4 + context.measureText(text).width <= box.width) context.fillText(text, x + 4, STRIP + 10);
+    }
+  }
+
+  function drawRows() {
+    const low = Math.min(data.rows.length, view.top + box.fit);
+    for (let row = view.top; row < low; row++) {
+      context.fillStyle = colours.faint;
+      context.fillRect(0, yOf(row), box.width, 1);
+      label(data.rows[row] || "–", yOf(row) + box.row / 2 + 1, colours.ink, 11.5);
+    }
+  }
+
+  // Four passes, so that what matters lies on top: what the filter leaves out, what went well, what was
+  // stopped, what failed. In one pass a bar is left out when the pixels that it would fill are filled already.
+  function drawBars() {
+    context.save();
+    context.beginPath();
+    context.rect(box.gutter, STRIP + AXIS, room(), box.fit * box.row + 2);
+    context.clip();
+    const passes = [[], [], [], []];
+    let shown = 0;
+    for (let i = 0; i < count; i++) {
+      if (end[i] < view.from) continue;
+      if (begin[i] > view.to) break; // they are in the order in which they begin
+      shown += mask[i];
+      const row = data.row[i];
+      if (row < view.top || row >= view.top + box.fit) continue;
+      passes[!mask[i] ? 0 : kind(i) === "failed" ? 3 : kind(i) === "cancelled" ? 2 : 1].push(i);
+    }
+    canvas.dataset.shown = shown;
+    passes.forEach(drawPass);
+    if (selected >= 0) drawFrame(selected, 2, colours.ink);
+    if (hovered >= 0 && hovered !== selected) drawFrame(hovered, 1, colours.ink);
+    context.restore();
+  }
+
+  function drawPass(bars, pass) {
+    const filled = new Float64Array(data.rows.length).fill(-1);
+    context.globalAlpha = pass ? 1 : 0.35;
+    for (const bar of bars) {
+      const row = data.row[bar], left = Math.floor(Math.max(box.gutter - 4, xOf(begin[bar])));
+      const right = Math.max(left + 1, Math.min(box.width + 4, xOf(end[bar])));
+      if (right <= filled[row]) continue;
+      filled[row] = right;
+      const wide = right - left > 4 ? right - left - 1 : right - left; // a gap to the next one where there is room
+      paint(bar, pass, left, wide);
+    }
+    context.globalAlpha = 1;
+  }
+
+  function paint(bar, pass, left, wide) {
+    const pad = pass === 3 ? 1 : 3, top = yOf(data.row[bar]) + pad, high = box.row - 2 * pad + 1;
+    context.fillStyle = [colours.grey, colours.tasks[data.task[bar] % 10], wide > 3 ? colours.hatch : colours.orange, colours.red][pass];
+    if (wide < 5) {
+      context.fillRect(left, top, wide, high);
+      return;
+    }
+    context.beginPath();
+    context.roundRect(left, top, wide, high, 2.5);
+    context.fill();
+    if (pass === 2) {
+      context.strokeStyle = colours.orange;
+      context.lineWidth = 1;
+      context.stroke();
+    }
+    if (pass !== 2 && wide > 12 && box.row >= 14) caption(bar, pass, left, wide, top + high / 2);
+  }
+
+  function caption(bar, pass, left, wide, middle) {
+    const start = Math.max(left, box.gutter), name = (pass === 3 ? "✕ " : "") + idOf(bar);
+    context.font = font(Math.min(11, box.row - 5), 500);
+    const letters = Math.floor((left + wide - start - 8) / 6);
+    if (letters < name.length && letters < 6) {
+      if (pass === 3 && wide > 12) context.fillStyle = "#fff", context.fillText("✕", start + 3, middle + 0.5);
+      return;
+    }
+    context.fillStyle = pass ? "#fff" : colours.ink;
+    context.fillText(letters < name.length ? `${name.slice(0, letters - 1)}…` : name, start + 5, middle + 0.5);
+  }
+
+  function drawFrame(bar, thick, colour) {
+    const left = Math.floor(xOf(begin[bar])), wide = Math.max(3, xOf(end[bar]) - left);
+    context.strokeStyle = colours.sheet;
+    context.lineWidth = thick + 2;
+    context.strokeRect(left - 1, yOf(data.row[bar]) + 1.5, wide + 1, box.row - 2);
+    context.strokeStyle = colour;
+    context.lineWidth = thick;
+    context.strokeRect(left - 1, yOf(data.row[bar]) + 1.5, wide + 1, box.row - 2);
+  }
+
+  function drawDrag() {
+    if (!drag || !drag.moved) return;
+    const [left, right] = [Math.min(drag.x, drag.now), Math.max(drag.x, drag.now)];
+    context.fillStyle = colours.accent;
+    context.globalAlpha = 0.2;
+    context.fillRect(left, drag.strip ? 0 : STRIP, right - left, drag.strip ? STRIP : canvas.height);
+    context.globalAlpha = 1;
+    if (drag.strip) return;
+    context.font = font(11, 600);
+    context.fillText(lasted(timeAt(right) - timeAt(left)), left + 4, STRIP + AXIS + 10);
+  }
+
+  function tell() {
+    Object.assign(canvas.dataset, { from: view.from / 1e6, to: view.to / 1e6, selected: selected < 0 ? "" : idOf(selected) });
+  }
+
+  // ---- the timeline: details -----------------------------------------------------------------------------
+
+  const facts = (bar) => [
+    ["Task run", idOf(bar)],
+    ["Task", data.tasks[data.task[bar]]],
+    ["Attempt", String(data.attempt[bar])],
+    ["Status", data.states[data.state[bar]].toLowerCase()],
+    [data.traced ? "Worker" : "Row", data.rows[data.row[bar]] || "–"],
+    ["Began", `+${lasted(begin[bar])}`],
+    ["Took", lasted(end[bar] - begin[bar])],
+  ];
+
+  function made(tag, text, name) {
+    const element = document.createElement(tag);
+    if (text !== undefined) element.textContent = text;
+    if (name) element.className = name;
+    return element;
+  }
+
+  function select(bar) {
+    selected = bar;
+    if (bar < 0) {
+      detail.replaceChildren(hint);
+      ask();
+      return;
+    }
+    const list = made("dl");
+    for (const [what, value] of facts(bar)) {
+      const pair = made("div");
+      pair.append(made("dt", what), made("dd", value));
+      list.append(pair);
+    }
+    detail.replaceChildren(list, ...why(bar));
+    if (begin[bar] > view.to || end[bar] < view.from) {
+      const middle = (begin[bar] + end[bar]) / 2;
+      look(middle - span() / 2, middle + span() / 2);
+    }
+    if (data.row[bar] < view.top) scroll(data.row[bar] - view.top);
+    if (data.row[bar] >= view.top + box.fit) scroll(data.row[bar] - view.top - box.fit + 1);
+    ask();
+  }
+
+  function why(bar) {
+    if (error[bar] < 0) return [];
+    const [type, line, group] = data.errors[error[bar]];
+    const said = made("p", undefined, "why");
+    said.append(made("b", type, "bad"), line === type ? "" : ` ${line}`);
+    const whole = group < 0 ? null : document.querySelector(`#failure-${group} pre`);
+    return whole ? [said, made("pre", whole.textContent)] : [said];
+  }
+
+  function step(way) {
+    let at = selected;
+    if (at < 0) at = way > 0 ? begin.findIndex((_, bar) => mask[bar] && inView(bar)) - 1 : count;
+    if (at < -1) at = -1;
+    for (at += way; at >= 0 && at < count; at += way) if (mask[at]) return select(at);
+    return undefined;
+  }
+
+  // The bar at a place, or one within three pixels of it: the nearest, of those the one that lies on top.
+  function barAt(x, y) {
+    const row = view.top + Math.floor((y - STRIP - AXIS) / box.row);
+    if (x < box.gutter || y < STRIP + AXIS || row >= view.top + box.fit) return -1;
+    let best = -1, least = 4;
+    for (let i = 0; i < count && begin[i] <= view.to; i++) {
+      if (data.row[i] !== row || end[i] < view.from || !mask[i]) continue;
+      const away = Math.max(0, xOf(begin[i]) - x, x - Math.max(xOf(end[i]), xOf(begin[i]) + 1));
+      if (away < least || (away === least && kind(i) === "failed")) [best, least] = [i, away];
+    }
+    return best;
+  }
+
+  function hover(bar, x, y) {
+    if (bar !== hovered) ask();
+    hovered = bar;
+    tip.hidden = bar < 0;
+    if (bar < 0) return;
+    const text = error[bar] < 0 ? "" : `\n${data.errors[error[bar]].slice(0, 2).join(": ")}`;
+    const attempt = data.attempt[bar] > 1 ? `, attempt ${data.attempt[bar]}` : "";
+    tip.textContent = `${idOf(bar)}${attempt}\n${data.states[data.state[bar]].toLowerCase()} · ${lasted(end[bar] - begin[bar])} · from +${lasted(begin[bar])}${text}`;
+    const left = Math.max(0, Math.min(box.width - tip.offsetWidth, x + 14));
+    tip.style.transform = `translate(${left}px, ${y + 16}px)`;
+  }
+
+  // ---- the timeline: hands ---------------------------------------------------------------------------------
+
+  const place = (event) => {
+    const edge = canvas.getBoundingClientRect();
+    return [event.clientX - edge.left, event.clientY - edge.top];
+  };
+
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    const [x, y] = place(event);
+    drag = { x, now: x, strip: y < STRIP, moved: false };
+    canvas.setPointerCapture(event.pointerId);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const [x, y] = place(event);
+    if (!drag) return hover(barAt(x, y), x, y);
+    drag.now = Math.max(box.gutter, Math.min(box.width, x));
+    drag.moved ||= Math.abs(x - drag.x) > 4;
+    hover(-1);
+    return ask();
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    if (!drag) return;
+    const [x, y] = place(event), { strip, moved } = drag;
+    const [left, right] = [Math.max(box.gutter, Math.min(drag.x, drag.now)), Math.max(drag.x, drag.now)];
+    const at = strip ? (place_) => ((place_ - box.gutter) / room()) * total : timeAt;
+    drag = null;
+    if (moved) look(at(left), at(right));
+    else if (strip) look(at(x) - span() / 2, at(x) + span() / 2);
+    else select(barAt(x, y));
+    ask();
+  });
+  canvas.addEventListener("pointercancel", () => { drag = null; ask(); });
+  canvas.addEventListener("pointerleave", () => hover(-1));
+  canvas.addEventListener("dblclick", () => look(0, total));
+  canvas.addEventListener("wheel", (event) => {
+    const sideways = Math.abs(event.deltaX) > Math.abs(event.deltaY);
+    if (event.ctrlKey || event.metaKey) zoom(1.0015 ** (event.deltaY * (event.deltaMode ? 20 : 1)), timeAt(Math.max(box.gutter, place(event)[0])));
+    else if (sideways && span() < total) pan(event.deltaX / room());
+    else return;
+    event.preventDefault();
+  }, { passive: false });
+
+  const MOVES = {
+    "in": () => zoom(0.5), out: () => zoom(2), reset: () => look(0, total), left: () => pan(-0.2), right: () => pan(0.2),
+    up: () => scroll(-1), down: () => scroll(1), next: () => step(1), previous: () => step(-1),
+  };
+  const KEYS = {
+    "+": "in", "=": "in", "-": "out", "−": "out", 0: "reset", ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down",
+    n: "next", p: "previous",
+  };
+  canvas.addEventListener("keydown", (event) => {
+    const move = KEYS[event.key];
+    const idle = (move === "up" || move === "down") && box.fit >= data.rows.length; // then they scroll the page
+    if (!move || idle || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    MOVES[move]();
+  });
+  for (const button of all("[data-view]")) button.addEventListener("click", () => MOVES[button.dataset.view]());
+
+  // ---- the graph: a window on the drawing that is moved and sized --------------------------------------------
+
+  const pane = byId("pane"), svg = pane && pane.querySelector("svg");
+  if (svg) {
+    const given = svg.viewBox.baseVal;
+    const whole = given && given.width ? { x: given.x, y: given.y, w: given.width, h: given.height } : (({ x, y, width, height }) => ({ x, y, w: width || 1, h: height || 1 }))(svg.getBBox());
+    const seen = { ...whole };
+    let held = null;
+    svg.removeAttribute("width");
+    svg.removeAttribute("height");
+    pane.style.height = `${Math.max(90, Math.min(460, whole.h + 2))}px`;
+
+    const show = () => svg.setAttribute("viewBox", `${seen.x} ${seen.y} ${seen.w} ${seen.h}`);
+    const size = () => Math.max(seen.w / (pane.clientWidth || 1), seen.h / (pane.clientHeight || 1)); // units in a pixel
+    const resize = (factor, px = pane.clientWidth / 2, py = pane.clientHeight / 2) => {
+      const now = size(), then = Math.max(0.1, Math.min(Math.max(20, whole.w / 40), now * factor));
+      const [x, y] = corner(now);
+      const [atX, atY] = [x + px * now, y + py * now];
+      Object.assign(seen, { w: pane.clientWidth * then, h: pane.clientHeight * then, x: atX - px * then, y: atY - py * then });
+      show();
+    };
+    const corner = (now) => [seen.x - (pane.clientWidth * now - seen.w) / 2, seen.y - (pane.clientHeight * now - seen.h) / 2];
+    const move = (x, y) => {
+      const now = size();
+      seen.x += x * now;
+      seen.y += y * now;
+      show();
+    };
+    // No larger than real: a graph of two tasks would fill the pane with giants.
+    const fit = () => {
+      Object.assign(seen, whole);
+      if (size() < 1) Object.assign(seen, { w: pane.clientWidth, h: pane.clientHeight, x: whole.x - (pane.clientWidth - whole.w) / 2, y: whole.y - (pane.clientHeight - whole.h) / 2 });
+      show();
+    };
+    const graphMoves = {
+      "in": () => resize(0.7), out: () => resize(1 / 0.7), fit, real: () => resize(1 / size()),
+      left: () => move(-60, 0), right: () => move(60, 0), up: () => move(0, -60), down: () => move(0, 60),
+    };
+    const graphKeys = { ...KEYS, 0: "fit", 1: "real", n: "", p: "" };
+    for (const button of all("[data-graph]")) button.addEventListener("click", () => graphMoves[button.dataset.graph]());
+    pane.addEventListener("keydown", (event) => {
+      const task = event.target.closest(".ms-task"), act = graphMoves[graphKeys[event.key]];
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (task && (event.key === "Enter" || event.key === " ")) choose(task);
+      else if (act) act();
+      else return;
+      event.preventDefault();
+    });
+    const choose = (task) => {
+      const number = numberOf.get(task.dataset.task);
+      if (number !== undefined) only(number);
+    };
+    pane.addEventListener("pointerdown", (event) => {
+      if (event.button === 0) held = { x: event.clientX, y: event.clientY, moved: false, task: event.target.closest(".ms-task") };
+    });
+    pane.addEventListener("pointermove", (event) => {
+      if (!held || !(event.buttons & 1)) return;
+      const [x, y] = [event.clientX - held.x, event.clientY - held.y];
+      if (!held.moved && Math.hypot(x, y) < 5) return;
+      if (!held.moved) pane.setPointerCapture(event.pointerId);
+      pane.classList.add("held");
+      move(-x, -y);
+      Object.assign(held, { x: event.clientX, y: event.clientY, moved: true });
+    });
+    pane.addEventListener("pointerup", () => {
+      if (held && !held.moved && held.task) choose(held.task);
+      held = null;
+      pane.classList.remove("held");
+    });
+    pane.addEventListener("pointercancel", () => { held = null; pane.classList.remove("held"); });
+    pane.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && !event.metaKey) return;
+      event.preventDefault();
+      const edge = pane.getBoundingClientRect();
+      resize(1.0015 ** (event.deltaY * (event.deltaMode ? 20 : 1)), event.clientX - edge.left, event.clientY - edge.top);
+    }, { passive: false });
+    // A task that is reached with the Tab key is moved into the window.
+    pane.addEventListener("focusin", (event) => {
+      pane.scrollTo(0, 0);
+      const task = event.target.closest(".ms-task");
+      if (!task || held) return;
+      const inner = task.getBoundingClientRect(), outer = pane.getBoundingClientRect();
+      if (inner.left < outer.left || inner.right > outer.right || inner.top < outer.top || inner.bottom > outer.bottom) {
+        move((inner.left + inner.right - outer.left - outer.right) / 2, (inner.top + inner.bottom - outer.top - outer.bottom) / 2);
+      }
+    });
+    for (const { node, task } of nodes) {
+      if (task < 0) continue;
+      node.setAttribute("role", "button");
+      if (!node.hasAttribute("aria-label")) node.setAttribute("aria-label", data.tasks[task]);
+    }
+    fit();
+    new ResizeObserver(() => { if (seen.w === whole.w || size() > 0) resize(1); }).observe(pane);
+  }
+
+  // ---- sorting ---------------------------------------------------------------------------------------------
+
+  const heads = all("#rows thead th");
+  heads.forEach((head, column) => {
+    head.firstElementChild.addEventListener("click", () => {
+      const isNumber = head.classList.contains("n");
+      const before = head.getAttribute("aria-sort");
+      const way = before ? (before === "ascending" ? -1 : 1) : isNumber ? -1 : 1;
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", way > 0 ? "ascending" : "descending");
+      sort(column, way, isNumber);
+    });
+  });
+
+  // What has no number comes last, whichever way the others go.
+  function sort(column, way, isNumber) {
+    const words = new Intl.Collator("en", { numeric: true });
+    for (const each of rows) {
+      const cell = each.row.cells[column];
+      each.key = !isNumber ? cell.textContent : cell.dataset.v === undefined ? null : Number(cell.dataset.v);
+    }
+    rows.sort((a, b) => {
+      if (a.key === null || b.key === null) return (a.key === null) - (b.key === null) || a.order - b.order;
+      return way * (isNumber ? a.key - b.key : words.compare(a.key, b.key)) || a.order - b.order;
+    });
+    document.querySelector("#rows tbody").append(...rows.map((each) => each.row));
+  }
+
+  // ---- colours, keys, the start --------------------------------------------------------------------------------
+
+  const darkness = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme || (darkness.matches ? "dark" : "light")) === "dark";
+  function repaint() {
+    byId("theme").textContent = isDark() ? "Light" : "Dark";
+    byId("theme").setAttribute("aria-label", isDark() ? "Light colours" : "Dark colours");
+    readColours();
+    ask();
+  }
+  byId("theme").addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    repaint();
+  });
+  darkness.addEventListener("change", repaint);
+
+  const keys = byId("keys");
+  byId("help").addEventListener("click", () => keys.showModal());
+  byId("close").addEventListener("click", () => keys.close());
+  document.addEventListener("keydown", (event) => {
+    if (keys.open || event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target === input;
+    if (event.key === "Escape") clear();
+    else if (event.key === "/" && !typing) input.focus();
+    else if (event.key === "?" && !typing) keys.showModal();
+    else return;
+    event.preventDefault();
+  });
+
+  repaint();
+  new ResizeObserver(measure).observe(canvas.parentElement);
+  measure();
+  apply();
+  root.dataset.ready = Math.round(performance.now() - started); // milliseconds; the tests wait for it
+})();
