@@ -36,7 +36,7 @@ LONGEST_RESULT = 300  #: characters of a result, or of a value of the metadata
 LONGEST_TRACEBACK = 20_000  #: characters; more is what endless recursion or a huge message makes
 MOST_FAILURES = 200  #: groups
 MOST_FACTS = 100  #: entries of the metadata
-MOST_ROWS = 2000  #: tasks in the table
+MOST_ROWS = 1000  #: tasks in the table
 MOST_DRAWN = 500  #: tasks in the graph: more of them nobody can read
 
 #: A result up to so many characters stands in its cell as it is; a longer one is folded.
@@ -387,10 +387,14 @@ def _presentable(diagram: Diagram) -> Diagram:
 
 
 def _legend(figures: Figures, names: Mapping[str, int]) -> str:
-    """Return the colours of the first tasks that have bars; the table shows those of all."""
+    """Return the colours of the first tasks that have bars (the table has those of all), and of what went wrong."""
     timed = [name for name, task in figures.tasks.items() if task.durations]
-    keys = "".join(f"<li>{_swatch(names[name])}{said(name, 40)}</li>" for name in timed[:10])
-    return keys + (f"<li>and {len(timed) - 10:,} more</li>" if len(timed) > 10 else "")
+    keys = [f"{_swatch(names[name])}{said(name, 40)}" for name in timed[:10]]
+    keys += [f"and {len(timed) - 10:,} more"] if len(timed) > 10 else []
+    states = {bar.attempt.status for bar in figures.timeline.bars}
+    keys += ['<i class="swatch red"></i>failed'] if Status.FAILED in states else []
+    keys += ['<i class="swatch hatched"></i>cancelled or abandoned'] if states & _CHIPS["cancelled"] else []
+    return "".join(f"<li>{key}</li>" for key in keys)
 
 
 def _swatch(number: int) -> str:
@@ -486,7 +490,7 @@ def _total(seconds: float | None, whole: float) -> str:
         return '<td class="n">–</td>'
     share = round(100 * seconds / whole, 1) if whole else 0
     bar = f'<svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none"><rect width="{share}" height="1"/></svg>'
-    return f'<td class="n" data-v="{seconds:.6f}">{lasted(seconds)}{bar}</td>'
+    return f'<td class="n timed" data-v="{seconds:.6f}">{lasted(seconds)}{bar}</td>'
 
 
 def _result(row: TaskReport | None) -> str:

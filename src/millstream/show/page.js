@@ -402,7 +402,7 @@
   function caption(bar, pass, left, wide, middle) {
     const start = Math.max(left, box.gutter), name = (pass === 3 ? "✕ " : "") + idOf(bar);
     context.font = font(Math.min(11, box.row - 5), 500);
-    const letters = Math.floor((left + wide - start - 8) / 6);
+    const letters = Math.floor((left + wide - start - 8) / 6.4);
     if (letters < name.length && letters < 6) {
       if (pass === 3 && wide > 12) context.fillStyle = "#fff", context.fillText("✕", start + 3, middle + 0.5);
       return;
@@ -588,12 +588,15 @@
     const given = svg.viewBox.baseVal;
     const whole = given && given.width ? { x: given.x, y: given.y, w: given.width, h: given.height } : (({ x, y, width, height }) => ({ x, y, w: width || 1, h: height || 1 }))(svg.getBBox());
     const seen = { ...whole };
-    let held = null;
+    let held = null, fitted = true;
     svg.removeAttribute("width");
     svg.removeAttribute("height");
-    pane.style.height = `${Math.max(90, Math.min(460, whole.h + 2))}px`;
+    pane.style.height = `${Math.max(90, Math.min(520, whole.h + 2))}px`;
 
-    const show = () => svg.setAttribute("viewBox", `${seen.x} ${seen.y} ${seen.w} ${seen.h}`);
+    const show = () => {
+      fitted = false;
+      svg.setAttribute("viewBox", `${seen.x} ${seen.y} ${seen.w} ${seen.h}`);
+    };
     const size = () => Math.max(seen.w / (pane.clientWidth || 1), seen.h / (pane.clientHeight || 1)); // units in a pixel
     const resize = (factor, px = pane.clientWidth / 2, py = pane.clientHeight / 2) => {
       const now = size(), then = Math.max(0.1, Math.min(Math.max(20, whole.w / 40), now * factor));
@@ -609,14 +612,18 @@
       seen.y += y * now;
       show();
     };
-    // No larger than real: a graph of two tasks would fill the pane with giants.
-    const fit = () => {
+    // No larger than real: a graph of two tasks would fill the pane with giants. What is larger than the pane even
+    // at `most` units in a pixel is seen from its upper left corner.
+    const fit = (most = Infinity) => {
       Object.assign(seen, whole);
-      if (size() < 1) Object.assign(seen, { w: pane.clientWidth, h: pane.clientHeight, x: whole.x - (pane.clientWidth - whole.w) / 2, y: whole.y - (pane.clientHeight - whole.h) / 2 });
+      const now = Math.max(1, Math.min(most, size())), [w, h] = [pane.clientWidth * now, pane.clientHeight * now];
+      Object.assign(seen, { w, h, x: whole.x - Math.max(0, w - whole.w) / 2, y: whole.y - Math.max(0, h - whole.h) / 2 });
       show();
+      fitted = true;
     };
+    const READABLE = 1.6;
     const graphMoves = {
-      "in": () => resize(0.7), out: () => resize(1 / 0.7), fit, real: () => resize(1 / size()),
+      "in": () => resize(0.7), out: () => resize(1 / 0.7), fit: () => fit(), real: () => resize(1 / size()),
       left: () => move(-60, 0), right: () => move(60, 0), up: () => move(0, -60), down: () => move(0, 60),
     };
     const graphKeys = { ...KEYS, 0: "fit", 1: "real", n: "", p: "" };
@@ -672,8 +679,7 @@
       node.setAttribute("role", "button");
       if (!node.hasAttribute("aria-label")) node.setAttribute("aria-label", data.tasks[task]);
     }
-    fit();
-    new ResizeObserver(() => { if (seen.w === whole.w || size() > 0) resize(1); }).observe(pane);
+    new ResizeObserver(() => (fitted ? fit(READABLE) : resize(1))).observe(pane);
   }
 
   // ---- sorting ---------------------------------------------------------------------------------------------
