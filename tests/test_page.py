@@ -284,6 +284,14 @@ def test_a_value_is_asked_once():
     assert result.asked == 1
 
 
+@pytest.mark.parametrize("kind", [list, tuple, set, dict.fromkeys])
+def test_only_the_beginning_of_a_long_list_is_looked_at(kind):
+    """Of a list of thousands of values no more are shown than there is room for."""
+    values = [Counted() for _ in range(5000)]
+    run({"a": row(result=kind(values))}).to_html()
+    assert sum(each.asked for each in values) <= pages.LONGEST_RESULT
+
+
 @pytest.mark.parametrize(
     "huge",
     ["x" * 10_000_000, b"x" * 10_000_000, [0] * 1_000_000, (0,) * 1_000_000, {*range(1_000_000)},
@@ -471,6 +479,12 @@ def test_failures_are_grouped():
     assert ["open" in each.attributes for each in groups] == [True, False, False, False]
 
 
+def test_failures_of_two_types_are_two_groups():
+    """The type counts even where two tracebacks read the same."""
+    trace = tuple(failed("a", number, error("x", kind, "the same")) for number, kind in enumerate(["A", "B", "A"]))
+    assert failures(read(run({"a": row()}, trace=trace))) == [("2×", "a", "the same"), ("1×", "a", "the same")]
+
+
 def test_failures_without_a_trace_are_those_of_the_rows():
     """Without a trace the error of each row is a group."""
     page = read(run({"a": row(Status.FAILED, error=error("boom")), "b": row(error=None)}))
@@ -613,7 +627,7 @@ def test_very_many_tasks_are_cut():
     shown = table(page)
     assert len(shown) == pages.MOST_ROWS
     assert {f"t{number}" for number in range(999, 5000, 1000)} <= set(shown)
-    assert "3,000 tasks more than this table holds." in page.text
+    assert "4,000 tasks more than this table holds." in page.text
 
 
 def test_the_page_of_a_real_run():

@@ -82,10 +82,10 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
-    def prefer(self, scheme):
-        """Say whether the reader's system is light or dark."""
+    def prefer(self, scheme, media=""):
+        """Say whether the reader's system is light or dark, and whether the page is shown on a screen or in print."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": [feature]})
 
     def run(self, script, *arguments):
         return self.driver.execute_script(script, *arguments)

@@ -726,6 +726,17 @@
   });
   darkness.addEventListener("change", repaint);
 
+  // Paper is white, whatever the screen is. The canvas has to be drawn before the event is over.
+  let ofScreen;
+  matchMedia("print").addEventListener("change", (event) => {
+    if (event.matches) ofScreen = root.dataset.theme;
+    if (event.matches) root.dataset.theme = "light";
+    else if (ofScreen === undefined) delete root.dataset.theme;
+    else root.dataset.theme = ofScreen;
+    repaint();
+    draw();
+  });
+
   const keys = byId("keys");
   byId("help").addEventListener("click", () => keys.showModal());
   byId("close").addEventListener("click", () => keys.close());
