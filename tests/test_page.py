@@ -388,14 +388,14 @@ def test_the_columns_are_the_attempts(trace):
         worker = data["rows"][data["row"][place]].partition(" ")[0]
         state = data["states"][data["state"][place]]
         id_ = number if isinstance(number, str) else f"{task}#{number}" if number else task
-        bars.append((task, id_, data["attempt"][place], state, worker, begin, data["length_of"][place]))
+        bars.append((task, id_, data["attempt"][place], state, worker, begin, data["lasts"][place]))
     expected = [
         (each.task, each.id, each.attempt, str(each.status), each.worker, int((each.started_at - CREATED) * 1e6 + 1e-3),
          pytest.approx(each.duration * 1e6, abs=1.1))
         for each in sorted(trace, key=lambda each: each.started_at)
     ]  # fmt: skip
     assert bars == expected
-    assert data["length"] >= max((bar[-2] + bar[-1] for bar in bars), default=1) - 2
+    assert data["total"] >= max((bar[-2] + bar[-1] for bar in bars), default=1) - 2
 
 
 def test_rows_of_workers_are_in_the_order_of_their_names():
@@ -536,7 +536,7 @@ def test_a_run_without_a_trace():
     page = read(run(rows))
     assert "trace=True" in page.one("section", id="timeline").text
     data = data_of(page)
-    assert (data["rows"], data["id"], data["begin"], data["length_of"]) == (
+    assert (data["rows"], data["id"], data["begin"], data["lasts"]) == (
         ["a", "c"], [0, 0], [125_000, 375_000], [125_000, 1_000_000],
     )  # fmt: skip
     assert tiles(page)["Attempts"].startswith("–")
@@ -565,7 +565,7 @@ def test_a_run_that_goes_on():
     )  # fmt: skip
     page = read(report)
     assert tiles(page)["Duration"] == "–it has not ended"
-    assert data_of(page)["length"] == 500_000
+    assert data_of(page)["total"] == 500_000
 
 
 @pytest.mark.parametrize("trace", [None, ()])
@@ -573,13 +573,13 @@ def test_an_empty_run(trace):
     """A run without tasks has a page."""
     page = read(run(finished_at=CREATED, trace=trace))
     assert "There are no tasks." in page.text
-    assert data_of(page)["length"] == 1
+    assert data_of(page)["total"] == 1
 
 
 def test_clocks_that_go_back():
     """Attempts that seem to begin before the run, or to end before they begin, are shown at its start."""
     data = data_of(read(run({"a": row()}, trace=(attempt("a", -5.0, -7.0),), finished_at=CREATED - 3)))
-    assert (data["begin"], data["length_of"], data["length"]) == ([0], [0], 1)
+    assert (data["begin"], data["lasts"], data["total"]) == ([0], [0], 1)
 
 
 def test_an_instant_beyond_any_calendar():
@@ -614,7 +614,7 @@ def test_ten_thousand_attempts_fit():
     assert len(text.encode()) < 600_000
     data = data_of(Reader(text).root)
     lists = [
-        value for name, value in data.items() if name in ("task", "id", "attempt", "state", "row", "begin", "length_of")
+        value for name, value in data.items() if name in ("task", "id", "attempt", "state", "row", "begin", "lasts")
     ]
     assert [len(each) for each in lists] == [10_000] * 7
     assert all(isinstance(each, int) for column in lists for each in column)

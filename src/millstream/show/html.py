@@ -212,7 +212,8 @@ def _data(figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
             failed.append((number, errors.setdefault(key, len(errors))))
     return {
         "traced": figures.traced,
-        "length": max(1, round(figures.length * 1e6)),
+        "total": max(1, round(figures.length * 1e6)),
+        "peak": peak(bars),
         "tasks": [plain(name) for name in names],
         "states": list(states),
         "rows": [plain(figures.timeline.rows[row]) for row in order],
@@ -224,7 +225,7 @@ def _data(figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
         "state": [states[bar.attempt.status] for bar in bars],
         "row": [place[bar.row] for bar in bars],
         "begin": [begin - before for begin, before in zip(begins, [0, *begins], strict=False)],
-        "length_of": [max(0, bar.end // 1000 - begin) for bar, begin in zip(bars, begins, strict=True)],
+        "lasts": [max(0, bar.end // 1000 - begin) for bar, begin in zip(bars, begins, strict=True)],
     }
 
 

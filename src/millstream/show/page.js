@@ -13,17 +13,19 @@
 
   const data = JSON.parse(byId("data").textContent);
   const count = data.task.length;
-  const total = data.length; // µs
+  const total = data.total; // µs
   const begin = new Float64Array(count);
   const end = new Float64Array(count);
   const error = new Int32Array(count).fill(-1);
   for (let i = 0, at = 0; i < count; i++) {
     at += data.begin[i];
     begin[i] = at;
-    end[i] = at + data.length_of[i];
+    end[i] = at + data.lasts[i];
   }
   for (const [bar, text] of data.failed) error[bar] = text;
-  const KINDS = { SUCCESS: "succeeded", FAILED: "failed", CANCELLED: "cancelled", ABANDONED: "cancelled", SKIPPED: "skipped" };
+  const KINDS = {
+    SUCCESS: "succeeded", FAILED: "failed", CANCELLED: "cancelled", ABANDONED: "cancelled", SKIPPED: "skipped",
+  };
   const kinds = data.states.map((state) => KINDS[state] || "unfinished");
   const kind = (bar) => kinds[data.state[bar]];
   const idOf = (bar) => {
@@ -60,7 +62,7 @@
   const groups = all(".failure").map((details) => ({ details, task: Number(details.dataset.t) }));
   const numberOf = new Map(data.tasks.map((name, number) => [name, number]));
   const nodes = all(".ms-task").map((node) => ({ node, task: numberOf.get(node.dataset.task) ?? -1 }));
-  const input = byId("filter"), one = byId("one"), found = byId("found");
+  const input = byId("filter"), one = byId("one"), found = byId("found"), chips = all(".chip[data-kind]");
 
   function apply() {
     const { text } = filter;
@@ -82,12 +84,15 @@
     applyToRest(visible, known);
     one.hidden = filter.task < 0;
     if (filter.task >= 0) one.firstElementChild.textContent = data.tasks[filter.task];
-    for (const chip of all(".chip[data-kind]")) chip.setAttribute("aria-pressed", String(chip.dataset.kind === filter.kind));
-    const attempts = data.traced ? ` · ${passed.toLocaleString("en")} of ${count.toLocaleString("en")} attempts` : "";
-    const tasks = rows.reduce((sum, each) => sum + (each.row.hidden ? 0 : 1), 0);
-    found.textContent = isOpen() ? "" : `${tasks} of ${rows.length} tasks${attempts}`;
+    for (const chip of chips) chip.setAttribute("aria-pressed", String(chip.dataset.kind === filter.kind));
+    found.textContent = isOpen() ? "" : foundText(passed);
     if (selected >= 0 && !mask[selected]) select(-1);
     ask();
+  }
+
+  function foundText(passed) {
+    const tasks = `${rows.filter((each) => !each.row.hidden).length} of ${rows.length} tasks`;
+    return data.traced ? `${tasks} · ${passed.toLocaleString("en")} of ${count.toLocaleString("en")} attempts` : tasks;
   }
 
   const isOpen = () => !filter.text && !filter.kind && filter.task < 0;
@@ -96,7 +101,8 @@
   function applyToRows(named, hasBars) {
     const visible = hasBars.slice();
     for (const { row, task, kinds } of rows) {
-      const fits = (filter.task < 0 || filter.task === task) && named[task] && (!filter.kind || kinds.includes(filter.kind));
+      const chosen = filter.task < 0 || filter.task === task;
+      const fits = chosen && named[task] && (!filter.kind || kinds.includes(filter.kind));
       if (fits) visible[task] = 1;
       row.hidden = !visible[task];
       row.classList.toggle("chosen", filter.task === task);
@@ -132,7 +138,7 @@
     filter.text = input.value.trim().toLowerCase();
     apply();
   });
-  for (const chip of all(".chip[data-kind]")) {
+  for (const chip of chips) {
     chip.addEventListener("click", () => {
       filter.kind = chip.dataset.kind;
       apply();
@@ -176,7 +182,8 @@
     return data.rows.slice(0, 500).reduce((most, name) => Math.max(most, context.measureText(name).width), 40);
   }
 
-  const font = (size, weight = 400) => `${weight} ${size}px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif`;
+  const FAMILY = getComputedStyle(document.body).fontFamily;
+  const font = (size, weight = 400) => `${weight} ${size}px ${FAMILY}`;
   const span = () => view.to - view.from;
   const room = () => Math.max(1, box.width - box.gutter);
   const xOf = (time) => box.gutter + ((time - view.from) / span()) * room();
@@ -190,7 +197,11 @@
     ask();
   }
 
-  function zoom(factor, at = selected >= 0 && inView(selected) ? (begin[selected] + end[selected]) / 2 : (view.from + view.to) / 2) {
+  const middle = () => (
+    selected >= 0 && inView(selected) ? (begin[selected] + end[selected]) / 2 : (view.from + view.to) / 2
+  );
+
+  function zoom(factor, at = middle()) {
     look(at - (at - view.from) * factor, at + (view.to - at) * factor);
   }
 
@@ -216,7 +227,8 @@
     const style = getComputedStyle(root);
     const value = (name) => style.getPropertyValue(name).trim();
     colours = { tasks: Array.from({ length: 10 }, (_, number) => value(`--c${number}`)) };
-    for (const name of ["ink", "soft", "line", "faint", "sheet", "ground", "accent", "red", "orange", "grey"]) colours[name] = value(`--${name}`);
+    const names = ["ink", "soft", "line", "faint", "sheet", "ground", "accent", "red", "orange", "grey"];
+    for (const name of names) colours[name] = value(`--${name}`);
     colours.hatch = hatch(colours.orange, colours.sheet);
   }
 
@@ -279,9 +291,11 @@
     context.fill();
     context.globalAlpha = 1;
     context.fillStyle = colours.red;
-    failing.forEach((some, at) => { if (some) context.fillRect(box.gutter + at * step, base - 3, Math.max(2, step), 3); });
+    failing.forEach((some, at) => {
+      if (some) context.fillRect(box.gutter + at * step, base - 3, Math.max(2, step), 3);
+    });
     label(data.traced ? "at a time" : "tasks", 10, colours.soft);
-    label(`max ${most.toFixed(1)}`, 23, colours.soft);
+    label(`${data.peak} at most`, 23, colours.soft);
     if (span() < total) drawWindow(base);
   }
 
@@ -308,8 +322,12 @@
     context.fillText(said, 0, y);
   }
 
-  const UNITS = [1, 2, 5].flatMap((digit) => [1, 10, 100, 1e3, 1e4, 1e5].map((power) => digit * power)).sort((a, b) => a - b)
-    .concat([1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400].map((s) => s * 1e6));
+  const MINUTE = 60, HOUR = 3600, DAY = 86400;
+  const UNITS = [
+    ...[1, 10, 100, 1e3, 1e4, 1e5].flatMap((power) => [power, 2 * power, 5 * power]), // µs
+    ...[1, MINUTE].flatMap((unit) => [1, 2, 5, 10, 20, 30].map((n) => n * unit * 1e6)),
+    ...[1, 2, 3, 6, 12, 24].map((n) => n * HOUR * 1e6),
+  ];
 
   function tickLabel(time, step) {
     if (step >= 1e6 && total > 12e7) {
@@ -317,11 +335,13 @@
       return `${hours ? `${hours}:${two((seconds % 3600) / 60)}` : Math.floor(seconds / 60)}:${two(seconds % 60)}`;
     }
     const [unit, size] = view.to >= 1e6 ? ["s", 1e6] : view.to >= 1000 ? ["ms", 1000] : ["µs", 1];
-    return `${(time / size).toFixed(Math.max(0, Math.round(Math.log10(size) - Math.floor(Math.log10(step)))))} ${unit}`;
+    const digits = Math.max(0, Math.round(Math.log10(size) - Math.floor(Math.log10(step))));
+    return `${(time / size).toFixed(digits)} ${unit}`;
   }
 
   function drawAxis() {
-    const step = UNITS.find((unit) => (unit / span()) * room() >= 84) || 86400e6 * Math.ceil(span() / 86400e6 / 8);
+    const day = DAY * 1e6;
+    const step = UNITS.find((unit) => (unit / span()) * room() >= 84) || day * Math.ceil(span() / day / 8);
     context.font = font(11);
     context.textAlign = "left";
     for (let time = Math.ceil(view.from / step) * step; time <= view.to; time += step) {
@@ -383,7 +403,8 @@
 
   function paint(bar, pass, left, wide) {
     const pad = pass === 3 ? 1 : 3, top = yOf(data.row[bar]) + pad, high = box.row - 2 * pad + 1;
-    context.fillStyle = [colours.grey, colours.tasks[data.task[bar] % 10], wide > 3 ? colours.hatch : colours.orange, colours.red][pass];
+    const stopped = wide > 3 ? colours.hatch : colours.orange;
+    context.fillStyle = [colours.grey, colours.tasks[data.task[bar] % 10], stopped, colours.red][pass];
     if (wide < 5) {
       context.fillRect(left, top, wide, high);
       return;
@@ -403,11 +424,11 @@
     const start = Math.max(left, box.gutter), name = (pass === 3 ? "✕ " : "") + idOf(bar);
     context.font = font(Math.min(11, box.row - 5), 500);
     const letters = Math.floor((left + wide - start - 8) / 6.4);
+    context.fillStyle = pass ? "#fff" : colours.ink;
     if (letters < name.length && letters < 6) {
-      if (pass === 3 && wide > 12) context.fillStyle = "#fff", context.fillText("✕", start + 3, middle + 0.5);
+      if (pass === 3) context.fillText("✕", start + 3, middle + 0.5);
       return;
     }
-    context.fillStyle = pass ? "#fff" : colours.ink;
     context.fillText(letters < name.length ? `${name.slice(0, letters - 1)}…` : name, start + 5, middle + 0.5);
   }
 
@@ -434,7 +455,9 @@
   }
 
   function tell() {
-    Object.assign(canvas.dataset, { from: view.from / 1e6, to: view.to / 1e6, selected: selected < 0 ? "" : idOf(selected) });
+    canvas.dataset.from = view.from / 1e6;
+    canvas.dataset.to = view.to / 1e6;
+    canvas.dataset.selected = selected < 0 ? "" : idOf(selected);
   }
 
   // ---- the timeline: details -----------------------------------------------------------------------------
@@ -471,8 +494,8 @@
     }
     detail.replaceChildren(list, ...why(bar));
     if (begin[bar] > view.to || end[bar] < view.from) {
-      const middle = (begin[bar] + end[bar]) / 2;
-      look(middle - span() / 2, middle + span() / 2);
+      const centre = (begin[bar] + end[bar]) / 2;
+      look(centre - span() / 2, centre + span() / 2);
     }
     if (data.row[bar] < view.top) scroll(data.row[bar] - view.top);
     if (data.row[bar] >= view.top + box.fit) scroll(data.row[bar] - view.top - box.fit + 1);
@@ -514,9 +537,11 @@
     hovered = bar;
     tip.hidden = bar < 0;
     if (bar < 0) return;
-    const text = error[bar] < 0 ? "" : `\n${data.errors[error[bar]].slice(0, 2).join(": ")}`;
     const attempt = data.attempt[bar] > 1 ? `, attempt ${data.attempt[bar]}` : "";
-    tip.textContent = `${idOf(bar)}${attempt}\n${data.states[data.state[bar]].toLowerCase()} · ${lasted(end[bar] - begin[bar])} · from +${lasted(begin[bar])}${text}`;
+    const state = data.states[data.state[bar]].toLowerCase();
+    const lines = [idOf(bar) + attempt, `${state} · ${lasted(end[bar] - begin[bar])} · from +${lasted(begin[bar])}`];
+    if (error[bar] >= 0) lines.push(data.errors[error[bar]].slice(0, 2).join(": "));
+    tip.textContent = lines.join("\n");
     const left = Math.max(0, Math.min(box.width - tip.offsetWidth, x + 14));
     tip.style.transform = `translate(${left}px, ${y + 16}px)`;
   }
@@ -527,6 +552,8 @@
     const edge = canvas.getBoundingClientRect();
     return [event.clientX - edge.left, event.clientY - edge.top];
   };
+
+  const turned = (event) => 1.0015 ** (event.deltaY * (event.deltaMode ? 20 : 1)); // some mice count lines, not pixels
 
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
@@ -558,18 +585,20 @@
   canvas.addEventListener("dblclick", () => look(0, total));
   canvas.addEventListener("wheel", (event) => {
     const sideways = Math.abs(event.deltaX) > Math.abs(event.deltaY);
-    if (event.ctrlKey || event.metaKey) zoom(1.0015 ** (event.deltaY * (event.deltaMode ? 20 : 1)), timeAt(Math.max(box.gutter, place(event)[0])));
+    if (event.ctrlKey || event.metaKey) zoom(turned(event), timeAt(Math.max(box.gutter, place(event)[0])));
     else if (sideways && span() < total) pan(event.deltaX / room());
     else return;
     event.preventDefault();
   }, { passive: false });
 
   const MOVES = {
-    "in": () => zoom(0.5), out: () => zoom(2), reset: () => look(0, total), left: () => pan(-0.2), right: () => pan(0.2),
+    "in": () => zoom(0.5), out: () => zoom(2), reset: () => look(0, total),
+    left: () => pan(-0.2), right: () => pan(0.2),
     up: () => scroll(-1), down: () => scroll(1), next: () => step(1), previous: () => step(-1),
   };
   const KEYS = {
-    "+": "in", "=": "in", "-": "out", "−": "out", 0: "reset", ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down",
+    "+": "in", "=": "in", "-": "out", "−": "out", 0: "reset",
+    ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down",
     n: "next", p: "previous",
   };
   canvas.addEventListener("keydown", (event) => {
@@ -584,64 +613,90 @@
   // ---- the graph: a window on the drawing that is moved and sized --------------------------------------------
 
   const pane = byId("pane"), svg = pane && pane.querySelector("svg");
-  if (svg) {
-    const given = svg.viewBox.baseVal;
-    const whole = given && given.width ? { x: given.x, y: given.y, w: given.width, h: given.height } : (({ x, y, width, height }) => ({ x, y, w: width || 1, h: height || 1 }))(svg.getBBox());
-    const seen = { ...whole };
-    let held = null, fitted = true;
-    svg.removeAttribute("width");
-    svg.removeAttribute("height");
-    pane.style.height = `${Math.max(90, Math.min(520, whole.h + 2))}px`;
+  const READABLE = 1.6; // units of the drawing in a pixel: with more of them nobody can read it
 
-    const show = () => {
-      fitted = false;
-      svg.setAttribute("viewBox", `${seen.x} ${seen.y} ${seen.w} ${seen.h}`);
-    };
-    const size = () => Math.max(seen.w / (pane.clientWidth || 1), seen.h / (pane.clientHeight || 1)); // units in a pixel
-    const resize = (factor, px = pane.clientWidth / 2, py = pane.clientHeight / 2) => {
-      const now = size(), then = Math.max(0.1, Math.min(Math.max(20, whole.w / 40), now * factor));
-      const [x, y] = corner(now);
-      const [atX, atY] = [x + px * now, y + py * now];
-      Object.assign(seen, { w: pane.clientWidth * then, h: pane.clientHeight * then, x: atX - px * then, y: atY - py * then });
+  function moveGraph() {
+    const { x: left, y: top, width, height } = svg.viewBox.baseVal;
+    const seen = { x: left, y: top, scale: 1 }; // the upper left corner of the window, and units in a pixel
+    let fitted = READABLE; // how it was fitted; 0 after somebody moved it
+
+    function show() {
+      const [wide, high] = [pane.clientWidth * seen.scale, pane.clientHeight * seen.scale];
+      svg.setAttribute("viewBox", `${seen.x} ${seen.y} ${wide} ${high}`);
+    }
+
+    function move(x, y) {
+      fitted = 0;
+      seen.x += x * seen.scale;
+      seen.y += y * seen.scale;
       show();
-    };
-    const corner = (now) => [seen.x - (pane.clientWidth * now - seen.w) / 2, seen.y - (pane.clientHeight * now - seen.h) / 2];
-    const move = (x, y) => {
-      const now = size();
-      seen.x += x * now;
-      seen.y += y * now;
+    }
+
+    // What is at a place of the pane, its middle as a rule, stays there.
+    function resize(factor, x = pane.clientWidth / 2, y = pane.clientHeight / 2) {
+      const scale = Math.max(0.1, Math.min(40, seen.scale * factor));
+      seen.x += x * (seen.scale - scale);
+      seen.y += y * (seen.scale - scale);
+      seen.scale = scale;
+      fitted = 0;
       show();
-    };
-    // No larger than real: a graph of two tasks would fill the pane with giants. What is larger than the pane even
-    // at `most` units in a pixel is seen from its upper left corner.
-    const fit = (most = Infinity) => {
-      Object.assign(seen, whole);
-      const now = Math.max(1, Math.min(most, size())), [w, h] = [pane.clientWidth * now, pane.clientHeight * now];
-      Object.assign(seen, { w, h, x: whole.x - Math.max(0, w - whole.w) / 2, y: whole.y - Math.max(0, h - whole.h) / 2 });
+    }
+
+    // No larger than real: a graph of two tasks would fill the pane with giants. What does not fit even at `most`
+    // units in a pixel is seen from its upper left corner.
+    function fit(most) {
+      const [wide, high] = [pane.clientWidth || 1, pane.clientHeight || 1];
+      seen.scale = Math.max(1, Math.min(most, Math.max(width / wide, height / high)));
+      seen.x = left - Math.max(0, wide * seen.scale - width) / 2;
+      seen.y = top - Math.max(0, high * seen.scale - height) / 2;
+      fitted = most;
       show();
-      fitted = true;
-    };
-    const READABLE = 1.6;
-    const graphMoves = {
-      "in": () => resize(0.7), out: () => resize(1 / 0.7), fit: () => fit(), real: () => resize(1 / size()),
+    }
+
+    pane.style.height = `${Math.max(90, Math.min(520, height + 2))}px`;
+    new ResizeObserver(() => (fitted ? fit(fitted) : show())).observe(pane);
+    return { move, resize, fit, real: () => resize(1 / seen.scale) };
+  }
+
+  function choose(node) {
+    const task = numberOf.get(node.dataset.task);
+    if (task !== undefined) only(task);
+  }
+
+  function listenToGraph({ move, resize, fit, real }) {
+    const moves = {
+      "in": () => resize(0.7), out: () => resize(1 / 0.7), fit: () => fit(Infinity), real,
       left: () => move(-60, 0), right: () => move(60, 0), up: () => move(0, -60), down: () => move(0, 60),
     };
-    const graphKeys = { ...KEYS, 0: "fit", 1: "real", n: "", p: "" };
-    for (const button of all("[data-graph]")) button.addEventListener("click", () => graphMoves[button.dataset.graph]());
+    const keys = { ...KEYS, 0: "fit", 1: "real", n: "", p: "" };
+    for (const button of all("[data-graph]")) button.addEventListener("click", () => moves[button.dataset.graph]());
+    pane.addEventListener("dblclick", () => fit(Infinity));
     pane.addEventListener("keydown", (event) => {
-      const task = event.target.closest(".ms-task"), act = graphMoves[graphKeys[event.key]];
+      const node = event.target.closest(".ms-task"), act = moves[keys[event.key]];
       if (event.ctrlKey || event.metaKey || event.altKey) return;
-      if (task && (event.key === "Enter" || event.key === " ")) choose(task);
+      if (node && (event.key === "Enter" || event.key === " ")) choose(node);
       else if (act) act();
       else return;
       event.preventDefault();
     });
-    const choose = (task) => {
-      const number = numberOf.get(task.dataset.task);
-      if (number !== undefined) only(number);
+    pane.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && !event.metaKey) return;
+      event.preventDefault();
+      const edge = pane.getBoundingClientRect();
+      resize(turned(event), event.clientX - edge.left, event.clientY - edge.top);
+    }, { passive: false });
+    dragGraph(move);
+  }
+
+  function dragGraph(move) {
+    let held = null;
+    const drop = () => {
+      held = null;
+      pane.classList.remove("held");
     };
     pane.addEventListener("pointerdown", (event) => {
-      if (event.button === 0) held = { x: event.clientX, y: event.clientY, moved: false, task: event.target.closest(".ms-task") };
+      if (event.button) return;
+      held = { x: event.clientX, y: event.clientY, moved: false, node: event.target.closest(".ms-task") };
     });
     pane.addEventListener("pointermove", (event) => {
       if (!held || !(event.buttons & 1)) return;
@@ -653,34 +708,25 @@
       Object.assign(held, { x: event.clientX, y: event.clientY, moved: true });
     });
     pane.addEventListener("pointerup", () => {
-      if (held && !held.moved && held.task) choose(held.task);
-      held = null;
-      pane.classList.remove("held");
+      if (held && !held.moved && held.node) choose(held.node);
+      drop();
     });
-    pane.addEventListener("pointercancel", () => { held = null; pane.classList.remove("held"); });
-    pane.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey) return;
-      event.preventDefault();
-      const edge = pane.getBoundingClientRect();
-      resize(1.0015 ** (event.deltaY * (event.deltaMode ? 20 : 1)), event.clientX - edge.left, event.clientY - edge.top);
-    }, { passive: false });
+    pane.addEventListener("pointercancel", drop);
     // A task that is reached with the Tab key is moved into the window.
     pane.addEventListener("focusin", (event) => {
-      pane.scrollTo(0, 0);
-      const task = event.target.closest(".ms-task");
-      if (!task || held) return;
-      const inner = task.getBoundingClientRect(), outer = pane.getBoundingClientRect();
-      if (inner.left < outer.left || inner.right > outer.right || inner.top < outer.top || inner.bottom > outer.bottom) {
-        move((inner.left + inner.right - outer.left - outer.right) / 2, (inner.top + inner.bottom - outer.top - outer.bottom) / 2);
-      }
+      const node = event.target.closest(".ms-task");
+      pane.scrollTo(0, 0); // a browser may have scrolled to it by itself
+      if (!node || held) return;
+      const inner = node.getBoundingClientRect(), outer = pane.getBoundingClientRect();
+      const x = (inner.left + inner.right - outer.left - outer.right) / 2; // from middle to middle
+      const y = (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
+      const [roomX, roomY] = [(outer.width - inner.width) / 2, (outer.height - inner.height) / 2];
+      if (Math.abs(x) > roomX || Math.abs(y) > roomY) move(x, y);
     });
-    for (const { node, task } of nodes) {
-      if (task < 0) continue;
-      node.setAttribute("role", "button");
-      if (!node.hasAttribute("aria-label")) node.setAttribute("aria-label", data.tasks[task]);
-    }
-    new ResizeObserver(() => (fitted ? fit(READABLE) : resize(1))).observe(pane);
   }
+
+  for (const { node, task } of nodes) if (task >= 0) node.setAttribute("role", "button");
+  if (svg) listenToGraph(moveGraph());
 
   // ---- sorting ---------------------------------------------------------------------------------------------
 
