@@ -1,0 +1,103 @@
+"""What the SVG drawings share: text that is safe in XML, how wide it is, and colours for light and for dark pages.
+
+Every drawing is an ``<svg class="ms-graph">`` without ids and without addresses, and all its rules are for what is
+below that: so several may stand in one page, and none needs anything from elsewhere.
+
+Sources: "Extensible Markup Language (XML) 1.0", section 2.2, the characters that a document may have; "Unicode
+Standard Annex #11: East Asian Width". May import: nothing of millstream.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from unicodedata import category, east_asian_width
+
+#: What XML 1.0 forbids, even as an entity, and what has no encoding.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
+_ENTITIES |= {"\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}  # an attribute would have spaces instead
+_ENTITY = re.compile("[&<>\"'\t\n\r]")
+
+#: Widths of a character in a sans-serif font, in ems: fonts differ by a tenth.
+_NARROW, _USUAL, _BROAD = 0.34, 0.6, 0.86
+_WIDTHS = dict.fromkeys("iljtfrI.,:;!|'`()[]{}/\\ ", _NARROW) | dict.fromkeys("mwMW@%", _BROAD)
+
+
+def escaped(text: str) -> str:
+    """Return a text as it may stand in XML, between tags or in an attribute; what may not is U+FFFD."""
+    return _ENTITY.sub(lambda found: _ENTITIES[found[0]], _FORBIDDEN.sub("\ufffd", text))
+
+
+def text_width(text: str, size: float) -> float:
+    """Return about how wide a text is, in a font of ``size`` pixels."""
+    return size * sum(map(_width, text))
+
+
+def _width(char: str) -> float:
+    if char in _WIDTHS:
+        return _WIDTHS[char]
+    if char < "\x7f":
+        return 0.68 if char.isupper() else _USUAL
+    if category(char) in ("Mn", "Me", "Cf"):
+        return 0.0
+    return 1.1 if east_asian_width(char) in "WF" else _USUAL
+
+
+def shortened(text: str, size: float, most: float) -> str:
+    """Return a text on one line that is at most about ``most`` pixels wide, with an ellipsis where it was cut."""
+    text = " ".join(text[:1000].split())
+    if text_width(text, size) <= most:
+        return text
+    wide = size  # of the ellipsis
+    for place, char in enumerate(text):
+        wide += size * _width(char)
+        if wide > most:
+            return text[:place].rstrip() + "…"
+    return text + "…"
+
+
+def opened(kind: str, title: str, width: float, height: float, style: str | None) -> list[str]:
+    """Return the begin of a drawing: its size, its title, and, unless the page brings that, its style and ground."""
+    box = f"{number(width)} {number(height)}"
+    wide, high = box.split()
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="ms-graph {kind}" role="img" aria-label="{escaped(title)}" '
+        f'width="{wide}" height="{high}" viewBox="0 0 {box}">',
+        f"<title>{escaped(title)}</title>",
+    ]
+    if style is not None:
+        lines += [f"<style>{style}</style>", f'<rect class="ms-ground" width="{wide}" height="{high}"/>']
+    return lines
+
+
+def number(value: float) -> str:
+    """Return a coordinate, to a tenth of a pixel."""
+    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")  # + 0.0: there is no -0
+
+
+def style(plain: Mapping[str, str], light: Mapping[str, str], dark: Mapping[str, str]) -> str:
+    """Return a style sheet of rules by selector: those that always hold, those of light and those of dark pages.
+
+    Dark is what the reader's system says, unless the page's root says otherwise in ``data-theme``. The colours are
+    written out instead of named by variables, which programs other than browsers do not know.
+    """
+    dark_page = _rules("svg.ms-graph:not([data-theme=light] *)", dark)
+    return "".join(
+        [
+            *_rules("svg.ms-graph", plain),
+            *_rules("svg.ms-graph", light),
+            "@media(prefers-color-scheme:dark){",
+            *dark_page,
+            "}",
+            *_rules(":root[data-theme=dark] svg.ms-graph", dark),
+        ]
+    )
+
+
+def _rules(scope: str, rules: Mapping[str, str]) -> list[str]:
+    """Return rules for what is in a scope; the selector "" is the scope itself."""
+    return [
+        f"{','.join(f'{scope} {part}'.rstrip() for part in selector.split(','))}{{{rule}}}"
+        for selector, rule in rules.items()
+    ]
