@@ -9,6 +9,7 @@ notable findings long before the end.
     python examples/census.py --root src --limit 20
     python examples/census.py --processes 8
     python examples/census.py --processes 0     # all in threads, to compare
+    python examples/census.py --progress --report census.html
 """
 
 from __future__ import annotations
@@ -145,7 +146,15 @@ def be_quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def census(root: str, limit: int | None = None, *, processes: int | None = 0, say: bool = True) -> Table:
+def census(
+    root: str,
+    limit: int | None = None,
+    *,
+    processes: int | None = 0,
+    say: bool = True,
+    progress: bool = False,
+    report: str | None = None,
+) -> Table:
     """Run the census and return its table.
 
     Args:
@@ -153,6 +162,8 @@ def census(root: str, limit: int | None = None, *, processes: int | None = 0, sa
         limit: stop after this many files.
         processes: number of worker processes; None for one a core, 0 for threads alone.
         say: print what is found on the way.
+        progress: show how far it is.
+        report: write a page about the run to this file.
     """
     workers = nullcontext() if processes == 0 else ProcessExecutor(processes, initializer=be_quiet)
     with workers as processors, Flow(name="census") as flow:
@@ -160,9 +171,12 @@ def census(root: str, limit: int | None = None, *, processes: int | None = 0, sa
         flow.add_task("survey", survey, executor=processors)
         flow.add_task("table", table)
         news = Findings(say)
-        for chunk in flow.stream("walk", {"root": root, "limit": limit}):
+        inputs = {"root": root, "limit": limit}
+        for chunk in flow.stream("walk", inputs, progress=progress, trace=report is not None):
             if isinstance(chunk.value, Survey):
                 news.hear(chunk.value)
+        if report is not None:
+            flow.report().to_html(report)
         return result(flow.context)
 
 
@@ -223,6 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", default=sysconfig.get_path("stdlib"), help="folder to count (the standard library)")
     parser.add_argument("--limit", type=int, help="stop after this many files")
     parser.add_argument("--processes", type=int, help="worker processes (one a core); 0 parses in threads")
+    parser.add_argument("--progress", action="store_true", help="show how far it is")
+    parser.add_argument("--report", metavar="FILE", help="write a page about the run")
     asked = parser.parse_args(arguments)
     if not Path(asked.root).is_dir():
         parser.error(f"there is no folder {asked.root}")
@@ -230,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack the rules and bars
     be_quiet()
     began = time.monotonic()
-    found = census(asked.root, asked.limit, processes=asked.processes)
+    found = census(asked.root, asked.limit, processes=asked.processes, progress=asked.progress, report=asked.report)
     print("\n".join(lines_of(found, asked.root)))
     print(f"  {found.files:,} task runs of survey in {time.monotonic() - began:.2f} s")
     return 0

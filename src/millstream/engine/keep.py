@@ -27,8 +27,8 @@ from millstream.values import Status
 if TYPE_CHECKING:
     from millstream.engine.run import FlowRun
 
-#: A task run, its output, what it asks for, and the lane of the worker that reports it.
-Report = tuple[Item, Any, Any, Lane | None]
+#: A task run, its output, what it asks for, the lane of the worker that reports it, and when it ended.
+Report = tuple[Item, Any, Any, Lane | None, float]
 
 
 class Keeper:
@@ -54,12 +54,12 @@ class Keeper:
 
     # ---- task runs that succeed -----------------------------------------------------------------
 
-    def settle(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> None:
+    def settle(self, item: Item, output: Any, requests: Any, lane: Lane | None, at: float | None = None) -> None:
         """A task run gave its output, which is written before anything comes of it.
 
         What others report while something is being committed is committed together.
         """
-        self._reports.append((item, output, requests, lane))
+        self._reports.append((item, output, requests, lane, self._run.clock.now() if at is None else at))
         if len(self._reports) == 1:
             self._run.monitor.posted.append((self._commit_reports, ()))
 
@@ -89,7 +89,7 @@ class Keeper:
             if isinstance(call, Call) and report[0].status is Status.SUCCESS and path not in self._returned:
                 self.call_ended(call)
 
-    def _is_written(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> bool:
+    def _is_written(self, item: Item, output: Any, requests: Any, *_: Any) -> bool:
         """Write that a task run succeeds, unless it does not; if that cannot be written, it fails."""
         run, pages = self._run, None
         if item.status is Status.RUNNING:

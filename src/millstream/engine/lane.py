@@ -336,7 +336,7 @@ class Lane:
                                 if posted and locked(False):  # left by somebody who found it locked
                                     monitor.leave()
                     else:
-                        monitor.post(report, item, output, requests, None)
+                        monitor.post(report, item, output, requests, None, now())
                 if worker.dismissed or (queue and worker.overstays()):
                     self._go(worker)
                     return
@@ -552,7 +552,7 @@ class Lane:
                             if posted and locked(False):
                                 monitor.leave()
                     else:
-                        monitor.post(report, item, output, requests, None)
+                        monitor.post(report, item, output, requests, None, now())
         finally:
             # As in ``_work``: the traceback of a task's error keeps this frame.
             del self, run, context, report, now, ready, monitor, take, observe, locked, unlock, posted, later, stream

@@ -138,7 +138,7 @@ class Batch:
         except BaseException as error:
             run.report_failure(item, error)
         else:
-            run.monitor.post(run.settle, item, output, requests, None)
+            run.monitor.post(run.settle, item, output, requests, None, run.clock.now())
 
     def _begin(self, item: Item) -> None:
         """A task run is called from now on."""
@@ -199,11 +199,11 @@ class Batch:
     def _handle(self, message: Message) -> None:
         kind = type(message)
         if kind is Done or kind is Failed:
-            item = self.entries.popleft().item
+            item, at = self.entries.popleft().item, self.run.clock.now()
             self.reads.clear()
             if self.entries:
                 self._begin(self.entries[0].item)
-            self._report(item, message)
+            self._report(item, message, at)
         elif kind is Begun:
             item = self.entries[0].item
             if item.task.terms.timeout is not None:
@@ -214,8 +214,8 @@ class Batch:
             returned = [self.entries.pop() for _ in range(message.calls)]  # type: ignore[union-attr]
             self._put_back([entry.item for entry in returned])
 
-    def _report(self, item: Item, message: Any) -> None:
-        """A call has ended."""
+    def _report(self, item: Item, message: Any, at: float) -> None:
+        """A call has ended, at ``at``."""
         run, task = self.run, item.task
         if type(message) is Failed:
             run.report_failure(item, message.error)
@@ -231,7 +231,7 @@ class Batch:
                 return
         if run.stream_buffer is not None and run.stream_buffer.full:
             run.wait_for_room()
-        run.monitor.post(run.settle, item, output, requests, None)
+        run.monitor.post(run.settle, item, output, requests, None, at)
 
     def _put_back(self, items: Iterable[Item]) -> None:
         """Task runs, the newest first, have not begun: others may have them."""

@@ -375,10 +375,10 @@ class FlowRun(Waiting):
 
     # ---- steps: every method from here on is called under the monitor, unless it says otherwise --
 
-    def settle(self, item: Item, output: Any, requests: Any, lane: Lane | None) -> None:
+    def settle(self, item: Item, output: Any, requests: Any, lane: Lane | None, at: float | None = None) -> None:
         """A task run gave its output: store it, make its successors ready.
 
-        ``lane`` is that of a worker that is going to look for work there next.
+        ``lane`` is that of a worker that is going to look for work there next; ``at``: when it ended, if not now.
         """
         if item.status is not RUNNING:
             self._came_late(item)  # it was given up: what comes late changes nothing
@@ -402,7 +402,7 @@ class FlowRun(Waiting):
                 return
         extra = item.extra
         if extra is not None and type(extra) is Place:
-            self._settle_part(item, output, requests, joins, feed)
+            self._settle_part(item, output, requests, joins, feed, at)
             return
         name = task.name
         self.context._values[name] = output
@@ -415,7 +415,7 @@ class FlowRun(Waiting):
         if self.stream_buffer is not None and (self.keeper is None or item.path not in self.keeper.delivered):
             self._push(StreamChunk(item.id, output))
         task.output = output
-        task.ended = now = self.clock.now()
+        task.ended = now = self.clock.now() if at is None else at
         if task.watched:
             if extra is not None or not task.terms.unseen:
                 self._attempt_over(item, output)
@@ -443,11 +443,13 @@ class FlowRun(Waiting):
         if scheduler.under_way <= blocked.count:
             self._quiet()
 
-    def _settle_part(self, item: Item, output: Any, requests: Any, joins: bool, feed: Feed | None) -> None:
+    def _settle_part(
+        self, item: Item, output: Any, requests: Any, joins: bool, feed: Feed | None, at: float | None
+    ) -> None:
         """An item of a map gave its output; the last one finishes the map."""
         parent = item.extra.parent
         self._attempt_over(item, output)
-        self.observer.attempt_succeeded(item, output, self.clock.now())
+        self.observer.attempt_succeeded(item, output, self.clock.now() if at is None else at)
         if feed is not None:
             feed.scope = self.scheduler.open_list(item)
         self.scheduler.finished(item, output, requests, joins)
