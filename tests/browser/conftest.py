@@ -73,6 +73,10 @@ class Browser:
     def open(self, report):
         """Show a report, and wait until its script has run."""
         report.to_html(self.path)
+        return self.show()
+
+    def show(self):
+        """The same for a page that is there."""
         self.driver.get(self.path.as_uri())
         self.until(lambda: self.run("return document.documentElement.dataset.ready"))
         self.settle()

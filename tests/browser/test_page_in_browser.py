@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from millstream import Flow, RunReport
+from millstream import Flow
 from millstream.diagram import Diagram, EdgeKind, TaskEdge, TaskNode
 from millstream.values import Status
 from tests.browser.conftest import missing
 from tests.page_reports import NASTY, attempt, error, everywhere, many, row, run
+
+pytestmark = pytest.mark.browser
 
 if missing() is None:
     from selenium.webdriver.common.action_chains import ActionChains
@@ -49,21 +51,50 @@ def names(browser):
 # ---- opening -------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_real_run_opens(browser, monkeypatch):
-    """The census of a folder, an example of ours, is shown with all its surveys."""
+def test_the_page_of_the_census(browser, monkeypatch):
+    """The census of a folder, as its example writes it: all surveys are there; filter, zoom and graph work."""
     examples = Path(__file__).parents[2] / "examples"
     monkeypatch.syspath_prepend(str(examples))
     census = importlib.import_module("census")
-    with Flow(name="census") as flow:
-        for name in ("walk", "survey", "table"):
-            flow.add_task(name, getattr(census, name))
-        flow.run("walk", {"root": str(examples.parent / "src"), "limit": 20}, trace=True)
-        report = flow.report()
-    assert isinstance(report, RunReport)
-    browser.open(report)
+    census.census(str(examples.parent / "src"), 20, processes=1, say=False, report=str(browser.path))
+    browser.show()
     assert browser.one("h1").text == "census"
     assert names(browser) == ["walk", "survey", "table"]
     assert browser.view()["shown"] == 22
+    drawn = browser.run("return [...document.querySelectorAll('.ms-task')].map(each => each.dataset.task)")
+    assert sorted(drawn) == ["survey", "table", "walk"]
+    browser.press("/", "survey#2")
+    assert browser.view()["shown"] == 2  # and survey#20
+    browser.press(Keys.ESCAPE)
+    browser.click('.ms-task[data-task="table"]')
+    assert (names(browser), browser.view()["shown"]) == (["table"], 1)
+    browser.click("#one")
+    whole = browser.view()
+    browser.run("document.getElementById('canvas').focus()")
+    browser.press("+")
+    view = browser.view()
+    assert view["to"] - view["from"] == pytest.approx((whole["to"] - whole["from"]) / 2)
+    browser.press("0")
+    assert browser.view()["shown"] == 22
+
+
+def test_a_task_that_returns_a_script_shows_text(browser):
+    """What a real run returns, raises and is called is text in its page."""
+    script = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>"
+
+    def work():
+        raise ValueError(script)
+
+    with Flow("thread", name=script, on_error="continue") as flow:
+        flow.add_task("gives", lambda: script)
+        flow.add_task(script, work)
+        flow.run(["gives", script], trace=True, metadata={script: script})
+        browser.open(flow.report())
+    assert browser.run("return window.pwned") is None
+    assert browser.one("h1").text == script
+    assert script in browser.one("#rows").get_attribute("textContent")
+    assert any(script in text for text in browser.texts(".failure"))
+    assert script in browser.run("return [...document.querySelectorAll('.ms-task')].map(each => each.dataset.task)")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
