@@ -264,6 +264,26 @@ class RunReport(Record):
 
         return written(drawn(self._diagram()), path)
 
+    def to_timeline(self, path: str | PathLike[str] | None = None) -> str:
+        """Return when the attempts of the run were under way, and in which worker, as SVG; write it to ``path`` too.
+
+        What is too small to be seen, or too much for one picture, is left out, and the picture says so; the page
+        (``to_html``) has all of it.
+
+        Raises:
+            ValueError: the run kept no trace.
+            OSError: ``path`` cannot be written.
+        """
+        from millstream.show.gantt import timeline_drawn
+
+        self._traced()
+        return written(timeline_drawn(self), path)
+
+    def _traced(self) -> tuple[TaskTrace, ...]:
+        if self.trace is None:
+            raise ValueError(f"Run {self.run_id} kept no trace: run it with trace=True.")
+        return self.trace
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """What a notebook shows: the drawing, and the table."""
         from millstream.show.notebook import shown
@@ -291,9 +311,7 @@ class RunReport(Record):
         """
         from millstream.show.timeline import chrome_trace
 
-        if self.trace is None:
-            raise ValueError(f"Run {self.run_id} kept no trace: run it with trace=True.")
-        return written(chrome_trace(self.flow, self.created_at, self.trace), path)
+        return written(chrome_trace(self.flow, self.created_at, self._traced()), path)
 
     def to_html(self, path: str | PathLike[str] | None = None) -> str:
         """Return the report as a page for a browser, in one file; write it to ``path`` too if given.

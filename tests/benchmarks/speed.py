@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import redirect_stderr
 from graphlib import TopologicalSorter
 from queue import SimpleQueue
 from typing import Any
 
-from millstream import Context, Flow, NextTask, TaskOutput
+from millstream import Context, Flow, Hook, NextTask, TaskOutput, TaskStartEvent, TaskSuccessEvent
 from tests.benchmarks.measure import Row, compare
 
 WORKERS = 4
@@ -26,6 +28,7 @@ def rows() -> Iterator[Row]:
     with Flow(max_workers=WORKERS) as flow, ThreadPoolExecutor(WORKERS) as pool:
         yield from chains(flow, pool)
         yield from fan_outs(flow, pool)
+        yield observed(flow)
         yield from streams(flow, pool)
     yield layers(100)
     yield layers(1000, rounds=5)
@@ -111,6 +114,39 @@ def fan_outs(flow: Flow, pool: ThreadPoolExecutor) -> Iterator[Row]:
         goal=0.40,
         limit=0.60,
     )
+
+
+def observed(flow: Flow) -> Row:
+    """The fan-out with everybody watching: a hook that hears of every start and every end, a trace, and a display."""
+
+    class Counts(Hook):
+        starts = ends = 0
+
+        def on_task_start(self, event: TaskStartEvent) -> None:
+            self.starts += 1
+
+        def on_task_success(self, event: TaskSuccessEvent) -> None:
+            self.ends += 1
+
+    watched = Flow(max_workers=WORKERS, hooks=[Counts()])
+    for name in ("nothing", "fan"):
+        watched.add_task(name, flow.tasks[name].fn)
+
+    def ours() -> None:
+        with open(os.devnull, "w") as log, redirect_stderr(log):
+            watched.run("fan", {"n": STEPS}, trace=True, progress=True)
+
+    with watched:
+        return compare(
+            f"dynamic fan-out, {STEPS:,} no-ops, with a hook, a trace and progress",
+            "the same without",
+            ours,
+            lambda: flow.run("fan", {"n": STEPS}),
+            per=STEPS,
+            goal=1.80,
+            limit=2.00,
+            rounds=15,
+        )
 
 
 def streams(flow: Flow, pool: ThreadPoolExecutor) -> Iterator[Row]:
