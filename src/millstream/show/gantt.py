@@ -20,6 +20,7 @@ _LABELS = 190.0  #: the names of the workers take at most so much of it
 _TOP = 40.0  #: where the first row begins
 _ROW, _BAR = 26.0, 18.0  #: height of a row, and of a bar in it
 _SIZE = 11.0  #: of the letters
+_SECOND = 1_000_000_000
 _MOST_ROWS = 40
 _MOST_COLOURS = 12
 
@@ -31,8 +32,8 @@ _UNITS = ((1_000, "µs"), (1_000_000, "ms"), (1_000_000_000, "s"), (60_000_000_0
 #: Hues that can be told apart, without the red of a failure and the orange of a stop; light, then dark.
 _HUES = (
     ("#9ec5f4", "#2f5f9e"), ("#a8dcb5", "#2c7345"), ("#d7bdf2", "#6b46a3"), ("#f3e08a", "#7d6a14"),
-    ("#8fdcd9", "#1f7573"), ("#f5bfe0", "#93407a"), ("#c9ccd3", "#575e69"), ("#c5e384", "#56741c"),
-    ("#b9b9f7", "#4a4ab0"), ("#dcc3a5", "#775a3a"), ("#a5d8ee", "#2b6f8c"), ("#e9c9cf", "#855560"),
+    ("#8fdcd9", "#1f7573"), ("#f5bfe0", "#93407a"), ("#f7cfa8", "#8a5a2b"), ("#c5e384", "#56741c"),
+    ("#b9b9f7", "#4a4ab0"), ("#c9b8a0", "#665540"), ("#a5d8ee", "#2b6f8c"), ("#e9c9cf", "#855560"),
 )  # fmt: skip
 
 _PLAIN = {
@@ -43,7 +44,9 @@ _PLAIN = {
 }
 
 
-def _colours(ground: str, ink: str, faint: str, grid: str, failed: str, stopped: str, place: int) -> dict[str, str]:
+def _colours(
+    ground: str, ink: str, faint: str, grid: str, mixed: str, failed: str, stopped: str, place: int
+) -> dict[str, str]:
     """Return the rules of one theme; ``place`` is that of its colours in the table of hues."""
     return {
         ".ms-ground": f"fill:{ground}",
@@ -51,6 +54,7 @@ def _colours(ground: str, ink: str, faint: str, grid: str, failed: str, stopped:
         ".ms-faint": f"fill:{faint}",
         ".ms-grid": f"stroke:{grid}",
         **{f".ms-hue-{at}": f"fill:{hue[place]}" for at, hue in enumerate(_HUES)},
+        ".ms-mixed": f"fill:{mixed}",
         ".ms-failed": f"fill:{failed}",
         ".ms-stopped": f"fill:{stopped}",
     }
@@ -59,16 +63,17 @@ def _colours(ground: str, ink: str, faint: str, grid: str, failed: str, stopped:
 #: The style of drawings with ``embedded=True``, which the page must bring.
 TIMELINE_STYLE = style(
     _PLAIN,
-    _colours("#ffffff", "#1f2328", "#636c76", "#e4e8ec", "#ee5a5f", "#f0a04b", 0),
-    _colours("#0d1117", "#e6edf3", "#9198a1", "#262c34", "#c93c40", "#b26a1c", 1),
+    _colours("#ffffff", "#1f2328", "#636c76", "#e4e8ec", "#b3bac3", "#ee5a5f", "#f0a04b", 0),
+    _colours("#0d1117", "#e6edf3", "#9198a1", "#262c34", "#4a525c", "#c93c40", "#b26a1c", 1),
 )
 
 
 class _Piece(NamedTuple):
-    """What is drawn as one bar: one attempt, or several that are too short to be told apart."""
+    """What is drawn as one bar: one attempt, or several that ended alike and are too short to be told apart."""
 
-    attempt: TaskTrace  #: the first one, or the first that failed
-    count: int
+    attempt: TaskTrace  #: the first one
+    attempts: int  #: how many
+    is_mixed: bool  #: they are of several tasks
     begin: int
     end: int
     row: int
@@ -79,7 +84,8 @@ def timeline_drawn(report: RunReport, *, most: int = 2000, embedded: bool = Fals
 
     Args:
         report: of a run with ``trace=True``.
-        most: how many bars are drawn; of more, those that failed and the longest.
+        most: how many bars are drawn. Of more, short ones that are close become one; then only failures and the
+            longest are left.
         embedded: leave out the style, which the page has once for all drawings, and the ground.
 
     Raises:
@@ -93,8 +99,7 @@ def timeline_drawn(report: RunReport, *, most: int = 2000, embedded: bool = Fals
     end = max([1, finished, *(bar.end for bar in timeline.bars)])
     left = max([40.0, *(text_width(shortened(name, _SIZE, _LABELS), _SIZE) for name in rows)]) + 24
     scale = (_WIDTH - left - 24) / end
-    pieces = _together(timeline, 1 / scale)
-    shown = _chosen(pieces, most)
+    pieces, shown = _chosen(timeline, 1 / scale, most)
     hues = {name: at for at, name in enumerate(dict.fromkeys(bar.attempt.task for bar in timeline.bars))}
     bottom = _TOP + _ROW * len(rows)
     lines, height = _below(_left_out(timeline, pieces, shown), hues, bottom)
@@ -104,36 +109,46 @@ def timeline_drawn(report: RunReport, *, most: int = 2000, embedded: bool = Fals
             *opened("ms-timeline", title, _WIDTH, height, None if embedded else TIMELINE_STYLE),
             *_axis(end, left, scale, bottom),
             *(_label(name, row, left) for row, name in enumerate(rows)),
-            *(_bar(piece, left, scale, hues[piece.attempt.task]) for piece in shown),
+            *(_bar(piece, left, scale, hues[piece.attempt.task]) for piece in sorted(shown, key=_layer)),
             *lines,
             "</svg>\n",
         ]
     )
 
 
-def _together(timeline: Timeline, pixel: float) -> list[_Piece]:
-    """Return what is drawn: bars that end within a pixel of the begin of the one before become one with it."""
+def _chosen(timeline: Timeline, pixel: float, most: int) -> tuple[list[_Piece], list[_Piece]]:
+    """Return all bars, and those that are drawn: if they are too many, more become one; at last, only the longest."""
     pieces: list[_Piece] = []
-    newest: dict[int, int] = {}  # by row
+    visible: list[_Piece] = []
+    for wide in (1, 2, 4, 8, 16):
+        pieces = _together(timeline, wide * pixel)
+        visible = [piece for piece in pieces if piece.row < _MOST_ROWS]
+        if len(visible) <= most:
+            return pieces, visible
+    visible.sort(key=lambda piece: (piece.attempt.status not in _SIGNS, piece.begin - piece.end))
+    return pieces, visible[: max(0, most)]
+
+
+def _layer(piece: _Piece) -> tuple[bool, int, int]:
+    """Return by what bars are sorted: those that failed are drawn over the others."""
+    return piece.attempt.status in _SIGNS, piece.row, piece.begin
+
+
+def _together(timeline: Timeline, room: float) -> list[_Piece]:
+    """Return the bars: what fits, with one before it in its row that ended alike, in a little room is one with it."""
+    pieces: list[_Piece] = []
+    newest: dict[tuple[int, str | None], int] = {}
     for bar in timeline.bars:
-        at = newest.get(bar.row)
-        if at is not None and bar.end - pieces[at].begin < pixel:
-            before = pieces[at]
-            attempt = before.attempt if before.attempt.status in _SIGNS else bar.attempt
-            pieces[at] = _Piece(attempt, before.count + 1, before.begin, max(before.end, bar.end), bar.row)
-            continue
-        newest[bar.row] = len(pieces)
-        pieces.append(_Piece(bar.attempt, 1, bar.begin, bar.end, bar.row))
+        key = bar.row, _KINDS.get(bar.attempt.status)
+        at = newest.get(key)
+        if at is not None and bar.end - pieces[at].begin < room:
+            one = pieces[at]
+            mixed = one.is_mixed or one.attempt.task != bar.attempt.task
+            pieces[at] = one._replace(attempts=one.attempts + 1, is_mixed=mixed, end=max(one.end, bar.end))
+        else:
+            newest[key] = len(pieces)
+            pieces.append(_Piece(bar.attempt, 1, False, bar.begin, bar.end, bar.row))
     return pieces
-
-
-def _chosen(pieces: Sequence[_Piece], most: int) -> list[_Piece]:
-    """Return those that are drawn, in their order: the ones that failed first of all, then the longest."""
-    visible = [piece for piece in pieces if piece.row < _MOST_ROWS]
-    if len(visible) <= most:
-        return visible
-    weights = [(piece.attempt.status not in _SIGNS, piece.begin - piece.end) for piece in visible]
-    return [visible[at] for at in sorted(sorted(range(len(visible)), key=weights.__getitem__)[: max(0, most)])]
 
 
 def _left_out(timeline: Timeline, pieces: Sequence[_Piece], shown: Sequence[_Piece]) -> str:
@@ -141,9 +156,9 @@ def _left_out(timeline: Timeline, pieces: Sequence[_Piece], shown: Sequence[_Pie
     said = []
     if len(timeline.rows) > _MOST_ROWS:
         said.append(f"{_counted(len(timeline.rows) - _MOST_ROWS, 'row')} not shown")
-    if missing := sum([piece.count for piece in pieces]) - sum([piece.count for piece in shown]):
+    if missing := sum([piece.attempts for piece in pieces]) - sum([piece.attempts for piece in shown]):
         said.append(f"{_counted(missing, 'attempt')} not shown")
-    if merged := sum([piece.count for piece in shown if piece.count > 1]):
+    if merged := sum([piece.attempts for piece in shown if piece.attempts > 1]):
         said.append(f"{_counted(merged, 'attempt')} too short to be drawn apart")
     return ", ".join(said)
 
@@ -158,7 +173,7 @@ def _counted(count: int, what: str) -> str:
 def _axis(end: int, left: float, scale: float, bottom: float) -> Iterable[str]:
     """Return lines at round times, and what time that is."""
     step = tick_step(end)
-    size, unit = [(size, unit) for size, unit in _UNITS if size <= max(step, 1_000)][-1]
+    size, unit = [(size, unit) for size, unit in _UNITS if size <= (step if size > _SECOND else max(end, 1_000))][-1]
     for at in range(0, end + 1, step):
         x = number(left + at * scale)
         yield (
@@ -170,10 +185,9 @@ def _axis(end: int, left: float, scale: float, bottom: float) -> Iterable[str]:
 def tick_step(end: int) -> int:
     """Return the nanoseconds between two ticks, of which 4 to 10 fit in ``end``: 1, 2 or 5 of a unit, or 10, 15, 30."""
     fine = [10**power * digit for power in range(10) for digit in (1, 2, 5)]
-    second = 1_000_000_000
-    coarse = [second * each for each in (10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 18_000)]
-    steps = [*(step for step in fine if step < 10 * second), *coarse]
-    return next((step for step in steps if end <= 10 * step), 3600 * second * -(-end // (36_000 * second)))
+    coarse = [_SECOND * each for each in (10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 18_000)]
+    steps = [*(step for step in fine if step < 10 * _SECOND), *coarse]
+    return next((step for step in steps if end <= 10 * step), 3600 * _SECOND * -(-end // (36_000 * _SECOND)))
 
 
 def _label(name: str, row: int, left: float) -> str:
@@ -191,30 +205,28 @@ def _bar(piece: _Piece, left: float, scale: float, hue: int) -> str:
     attempt = piece.attempt
     x, y = left + piece.begin * scale, _TOP + _ROW * piece.row + (_ROW - _BAR) / 2
     width = max(1.0, (piece.end - piece.begin) * scale)
-    kind, sign = _KINDS.get(attempt.status, f"ms-hue-{hue % len(_HUES)}"), _SIGNS.get(attempt.status, "")
-    said = (
-        f"{piece.count} attempts, such as {attempt.id}"
-        if piece.count > 1
-        else f"{attempt.id}, attempt {attempt.attempt}"
-    )
-    said += f": {attempt.status}, {_time(piece.end - piece.begin)}"
-    rect = (
+    plain = "ms-mixed" if piece.is_mixed else f"ms-hue-{hue % len(_HUES)}"
+    kind, sign = _KINDS.get(attempt.status, plain), _SIGNS.get(attempt.status, "")
+    said = f"{attempt.id}, attempt {attempt.attempt}"
+    if piece.attempts > 1:
+        said = f"{piece.attempts} attempts, such as {attempt.id}"
+    bar = (
         f'<rect class="ms-bar {kind}" data-task="{escaped(attempt.task)}" x="{number(x)}" y="{number(y)}" '
-        f'width="{number(width)}" height="{number(_BAR)}" rx="{number(min(3.0, width / 3))}">'
-        f"<title>{escaped(said)}</title></rect>"
+        f'width="{number(width)}" height="{number(_BAR)}" rx="{number(min(3.0, width / 3))}"><title>'
+        f"{escaped(f'{said}: {attempt.status}, {_time(piece.end - piece.begin)}')}</title></rect>"
     )
     text = shortened(f"{sign} {attempt.task}", _SIZE, 1000.0)
-    text = text if text_width(text, _SIZE) + 8 <= width else sign
-    if not text or text_width(text, _SIZE) > width:
-        return rect if not sign else rect + _inside(x + width / 2, y - 1.5, sign, "middle")  # a mark above it
-    return rect + _inside(
-        x + 5 if len(text) > 1 else x + width / 2, y + _BAR / 2 + 4, text, "" if len(text) > 1 else "middle"
-    )
+    if piece.attempts == 1 and text_width(text, _SIZE) + 10 <= width:
+        return bar + _inside(x + 5, y + _BAR / 2 + 4, text)
+    if not sign:
+        return bar
+    if width >= 14:
+        return bar + _inside(x + width / 2 - 5, y + _BAR / 2 + 4, sign)
+    return f'{bar}<path class="{kind}" d="M{number(x + width / 2 - 3)} {number(y - 4)}h6l-3 5z"/>'  # a flag on it
 
 
-def _inside(x: float, y: float, text: str, anchor: str) -> str:
-    where = f' text-anchor="{anchor}"' if anchor else ""
-    return f'<text class="ms-inside" x="{number(x)}" y="{number(y)}"{where}>{escaped(text)}</text>'
+def _inside(x: float, y: float, text: str) -> str:
+    return f'<text class="ms-inside" x="{number(x)}" y="{number(y)}">{escaped(text)}</text>'
 
 
 def _time(nanoseconds: int) -> str:
