@@ -62,6 +62,7 @@ def _colours(
 
 #: The style of drawings with ``embedded=True``, which the page must bring.
 TIMELINE_STYLE = style(
+    "ms-timeline",
     _PLAIN,
     _colours("#ffffff", "#1f2328", "#636c76", "#e4e8ec", "#b3bac3", "#ee5a5f", "#f0a04b", 0),
     _colours("#0d1117", "#e6edf3", "#9198a1", "#262c34", "#4a525c", "#c93c40", "#b26a1c", 1),

@@ -168,10 +168,11 @@ class _Part:
 
     def __init__(self, sizes: Sizes, ends: Ends) -> None:
         self.sizes, self.ends = sizes, ends
-        self.loops: dict[int, list[int]] = {}  #: by box, the edges from it to itself
+        self.loops: dict[int, dict[int, int]] = {}  #: by box, the edges from it to itself, with a number from 1 on
         for edge, (source, target) in enumerate(ends):
             if source == target:
-                self.loops.setdefault(source, []).append(edge)
+                loops = self.loops.setdefault(source, {})
+                loops[edge] = len(loops) + 1
         self.plan = Columns(len(sizes), ends)
         slots = [height + ROOM + 2 * _LOOP * (box in self.loops) for box, (_, height) in enumerate(sizes)]
         self.heights = Heights(self.plan, [height for _, height in sizes], slots)
@@ -264,7 +265,7 @@ class _Part:
     def _line(self, edge: int, boxes: Sequence[Box]) -> list[Point]:
         source, target = self.ends[edge]
         if source == target:
-            return _loop(boxes[source], self.loops[source].index(edge) + 1, len(self.loops[source]))
+            return _loop(boxes[source], self.loops[source][edge], len(self.loops[source]))
         way = _straight(self._chain(edge, boxes) if edge in self.plan.chains else self._around(edge, boxes))
         return way[::-1] if self.plan.against[edge] else way
 

@@ -10,7 +10,7 @@ Standard Annex #11: East Asian Width". May import: nothing of millstream.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from unicodedata import category, east_asian_width
 
 #: What XML 1.0 forbids, even as an entity, and what has no encoding.
@@ -58,12 +58,19 @@ def shortened(text: str, size: float, most: float) -> str:
 
 
 def opened(kind: str, title: str, width: float, height: float, style: str | None) -> list[str]:
-    """Return the begin of a drawing: its size, its title, and, unless the page brings that, its style and ground."""
-    box = f"{number(width)} {number(height)}"
-    wide, high = box.split()
+    """Return the begin of a drawing: its size, its title and, unless the page has that, its style and its ground.
+
+    Args:
+        kind: the class of drawings of this kind.
+        title: what it is of.
+        width: in pixels.
+        height: the same.
+        style: None when the page brings it.
+    """
+    wide, high = number(width), number(height)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="ms-graph {kind}" role="img" aria-label="{escaped(title)}" '
-        f'width="{wide}" height="{high}" viewBox="0 0 {box}">',
+        f'width="{wide}" height="{high}" viewBox="0 0 {wide} {high}">',
         f"<title>{escaped(title)}</title>",
     ]
     if style is not None:
@@ -76,28 +83,25 @@ def number(value: float) -> str:
     return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")  # + 0.0: there is no -0
 
 
-def style(plain: Mapping[str, str], light: Mapping[str, str], dark: Mapping[str, str]) -> str:
-    """Return a style sheet of rules by selector: those that always hold, those of light and those of dark pages.
+def style(kind: str, plain: Mapping[str, str], light: Mapping[str, str], dark: Mapping[str, str]) -> str:
+    """Return a style sheet for one kind of drawing: rules by selector, of all pages, of light and of dark ones.
 
     Dark is what the reader's system says, unless the page's root says otherwise in ``data-theme``. The colours are
     written out instead of named by variables, which programs other than browsers do not know.
     """
-    dark_page = _rules("svg.ms-graph:not([data-theme=light] *)", dark)
-    return "".join(
-        [
-            *_rules("svg.ms-graph", plain),
-            *_rules("svg.ms-graph", light),
-            "@media(prefers-color-scheme:dark){",
-            *dark_page,
-            "}",
-            *_rules(":root[data-theme=dark] svg.ms-graph", dark),
-        ]
-    )
-
-
-def _rules(scope: str, rules: Mapping[str, str]) -> list[str]:
-    """Return rules for what is in a scope; the selector "" is the scope itself."""
-    return [
-        f"{','.join(f'{scope} {part}'.rstrip() for part in selector.split(','))}{{{rule}}}"
-        for selector, rule in rules.items()
+    scope = f"svg.ms-graph.{kind}"
+    rules = [
+        *_rules(scope, plain),
+        *_rules(scope, light),
+        "@media(prefers-color-scheme:dark){",
+        *_rules(f"{scope}:not([data-theme=light] *)", dark),
+        "}",
+        *_rules(f":root[data-theme=dark] {scope}", dark),
     ]
+    return "".join(rules)
+
+
+def _rules(scope: str, rules: Mapping[str, str]) -> Iterator[str]:
+    """Return rules for what is in a scope; the selector "" is the scope itself."""
+    for selector, rule in rules.items():
+        yield f"{','.join(f'{scope} {part}'.rstrip() for part in selector.split(','))}{{{rule}}}"

@@ -110,7 +110,7 @@ _DARK = _colours(
 )  # fmt: skip
 
 #: The style of drawings with ``embedded=True``, which the page must bring.
-STYLE = style(_PLAIN, _LIGHT, _DARK)
+STYLE = style("ms-diagram", _PLAIN, _LIGHT, _DARK)
 
 
 def drawn(diagram: Diagram, *, embedded: bool = False) -> str:
@@ -219,10 +219,10 @@ def _shape(kind: str, executor: str, box: Box) -> str:
             f"{number(y + _CUT)}V{number(bottom - _CUT)}L{number(right - _CUT)} {number(bottom)}H{number(x + _CUT)}"
             f'L{number(x)} {number(bottom - _CUT)}V{number(y + _CUT)}z"/>'
         )
-    round_ = {"thread": _ROUND, "inline": 0.0, "asyncio": box.height / 2}.get(executor, 2.0)
+    bend = {"thread": _ROUND, "inline": 0.0, "asyncio": box.height / 2}.get(executor, 2.0)
     shape = (
         f'<rect class="{kind}" x="{number(x)}" y="{number(y)}" width="{number(box.width)}" '
-        f'height="{number(box.height)}"{f" rx={chr(34)}{number(round_)}{chr(34)}" if round_ else ""}/>'
+        f'height="{number(box.height)}" rx="{number(bend)}"/>'
     )
     if executor not in ("thread", "inline", "asyncio") and kind == "ms-box":
         shape += (
