@@ -221,6 +221,31 @@ def test_a_tree_has_no_crossings():
     assert len([one for one, other in pairwise(parents) if one != other]) == 8
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_net_without_crossings_is_drawn_with_few(seed):
+    """A net that can be drawn flat comes out about flat, in whatever order its boxes and edges are given."""
+    spots = [(column, row) for column in range(5) for row in range(5)]
+    random.Random(seed).shuffle(spots)
+    ways = [
+        ((column, row), (column + 1, to)) for column, row in spots for to in (row, row + 1) if (column + 1, to) in spots
+    ]
+    layout = laid_out({f"{spot}": (80.0, 30.0) for spot in spots}, [(f"{one}", f"{other}") for one, other in ways])
+    crossings = sum(
+        (one[0].y - other[0].y) * (one[-1].y - other[-1].y) < 0
+        for one, other in combinations(layout.lines, 2)
+        if one[0].x == other[0].x
+    )
+    assert crossings <= 4
+
+
+def test_a_line_ends_level():
+    """There is room for the head of an arrow."""
+    sizes, edges = chain(12)
+    for line in laid_out(sizes, [*edges, ("t0", "t5"), ("t0", "t7"), ("t3", "t11"), ("t9", "t2")]).lines[:-1]:
+        assert line[-1].y == line[-2].y
+        assert line[-1].x - line[-2].x >= 10
+
+
 def test_a_chain_of_ten_thousand():
     """Nothing recurses, and nothing takes the square of the time: with an edge back over all of it, too."""
     sizes, edges = chain(10_000)

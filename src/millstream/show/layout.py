@@ -90,8 +90,8 @@ def laid_out(sizes: Mapping[str, tuple[float, float]], edges: Sequence[tuple[str
     joined = [part for part in parts if part[1]]
     pictures = [_picture([extents[node] for node in nodes], nodes, [ends[e] for e in links]) for nodes, links in joined]
     lone = [nodes[0] for nodes, links in parts if not links]
-    area = sum([(p.width + GAP) * (p.height + GAP) for p in pictures])
-    area += sum([(extents[node][0] + ROOM) * (extents[node][1] + ROOM) for node in lone])
+    area = sum([(picture.width + GAP) * (picture.height + GAP) for picture in pictures])
+    area += max([extents[node][0] + ROOM for node in lone], default=0) * sum([extents[node][1] + ROOM for node in lone])
     widest = max([sqrt(area * _SHAPE), *(picture.width for picture in pictures)])
     if lone:
         joined.append((lone, []))
@@ -130,13 +130,16 @@ def _block(sizes: Sizes, width: float) -> _Picture:
     """Return boxes without edges in rows, one below another, as many in a row as there is room for."""
     wide = max([size[0] for size in sizes]) + ROOM
     columns = max(1, min(len(sizes), int((width + ROOM) / wide)))
+    x = [0.0]
+    for column in range(columns):
+        x.append(x[-1] + ROOM + max([size[0] for size in sizes[column::columns]]))
     boxes: list[Box] = []
     y = 0.0
     for first in range(0, len(sizes), columns):
         row = sizes[first : first + columns]
-        boxes += [Box(place * wide, y, *size) for place, size in enumerate(row)]
+        boxes += [Box(x[column], y, *size) for column, size in enumerate(row)]
         y += max([size[1] for size in row]) + ROOM
-    return _Picture(boxes, [], columns * wide - ROOM, y - ROOM)
+    return _Picture(boxes, [], x[-1] - ROOM, y - ROOM)
 
 
 def _together(
