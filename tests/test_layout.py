@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millstream.show.heights import apart
-from millstream.show.layout import GAP, ROOM, Layout, laid_out
+from millstream.show.layout.heights import apart
+from millstream.show.layout.layers import GAP, ROOM, Layout, laid_out
 
 #: What a number may be off by, from adding up.
 ERROR = 0.01

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from millstream import Flow
 from millstream.diagram import Diagram, TaskNode
-from millstream.show import html as pages
-from millstream.show.figures import percentile
+from millstream.show.page import html as pages
+from millstream.show.page.figures import percentile
 from millstream.values import Status
 from tests.page_reports import CREATED, NASTY, Shows, attempt, error, everywhere, many, row, run
 

@@ -28,10 +28,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.report import Tally, TaskProgress
-from millstream.show import libraries, progress
-from millstream.show.last_rows import Line
-from millstream.show.progress import Log, Progress
-from millstream.show.status_line import (
+from millstream.show.progress import display as progress
+from millstream.show.progress import libraries
+from millstream.show.progress.display import Log, Progress
+from millstream.show.progress.last_rows import Line
+from millstream.show.progress.status_line import (
     WINDOW,
     Rate,
     State,
@@ -384,8 +385,8 @@ PRELUDE = """
 import logging, os, subprocess, sys, threading, time, warnings
 for name in {hidden!r}:
     sys.modules[name] = None
-from millstream.show.last_rows import Line
-from millstream.show.progress import Progress
+from millstream.show.progress.last_rows import Line
+from millstream.show.progress.display import Progress
 from millstream.report import Tally, TaskProgress
 from millstream.values import Status
 
@@ -824,7 +825,7 @@ def test_a_terminal_that_is_gone_ends_the_display(plain):
 
 def test_nothing_is_remembered_of_displays_that_are_gone(plain):
     """Neither terminals nor displays are kept, and no more is called at exit."""
-    from millstream.show import last_rows
+    from millstream.show.progress import last_rows
 
     with terminal_here() as (master, stream), shown(Run(), stream):
         wait_for_bytes(master, b"3 running")
@@ -845,7 +846,7 @@ def test_a_library_draws(name, total):
     """The numbers are there while it runs; printed lines are whole, and a last line says how it ended."""
     library(name)
     source = f"""
-        from millstream.show.libraries import Library
+        from millstream.show.progress.libraries import Library
 
         Library.beat = 0.01
         told_of = (TaskProgress("load", 4, 10),)
@@ -886,7 +887,7 @@ def test_what_goes_elsewhere_is_not_redirected():
     library("rich")
     source = """
         warnings.simplefilter("ignore")
-        from millstream.show.libraries import Library
+        from millstream.show.progress.libraries import Library
 
         Library.beat = 0.01
         kept, sys.stdout = sys.stdout, open(os.devnull, "w")
@@ -958,7 +959,7 @@ def test_libraries_are_imported_for_terminals_only():
     """Neither the module nor a display in a log imports them."""
     program = (
         "import io, sys\n"
-        "from millstream.show.progress import Progress\n"
+        "from millstream.show.progress.display import Progress\n"
         "from millstream.report import Tally\n"
         "display = Progress('a', lambda: Tally(1, 0, 0, 0, 0, 1), stream=io.StringIO())\n"
         "display.begin(); display.close('SUCCESS')\n"

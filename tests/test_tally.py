@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from millstream import Flow, NextTask, RunCancelledError, TaskOutput, current_task
-from millstream.show import progress as display
+from millstream.show.progress import display
 from tests import process_tasks
 from tests.conftest import WATCHDOG, Log, assert_gone, engine_threads
 

@@ -156,8 +156,11 @@ def parser() -> argparse.ArgumentParser:
 
     def shows(command: argparse.ArgumentParser) -> None:
         command.add_argument("--progress", action="store_true", help="show how far the run is, on standard error")
+        takes_report(command)
+
+    def takes_report(command: argparse.ArgumentParser) -> None:
         command.add_argument(
-            "--report", metavar="FILE", help="write what became of the run to an HTML page, also when it fails"
+            "--report", metavar="FILE", help="write an HTML page about the run, also when it has failed"
         )
 
     def takes_store(command: argparse.ArgumentParser, *, required: bool) -> None:
@@ -192,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     show = add("show", show_run, "show what became of a run of a store, and of its tasks")
     show.add_argument("run", metavar="RUN", help="the id of the run")
     takes_store(show, required=True)
+    takes_report(show)
     takes_json(show)
 
     resume = add("resume", resume_run, "go on with a run of a store: what has finished is not called again")
@@ -234,16 +238,21 @@ def resume_run(chosen: argparse.Namespace) -> int:
         return ended(run, chosen)
 
 
-def shown_by(chosen: argparse.Namespace) -> RunOptions:
-    """Return the options of a run that is to be shown; refuse a report that could not be written at its end.
+def check_report(chosen: argparse.Namespace) -> None:
+    """Refuse a report that could not be written at the end.
 
     Raises:
-        Refused: there is no folder for the report.
+        Refused: there is no folder for it.
     """
     if chosen.report is not None:
         path = Path(chosen.report)
         if path.is_dir() or not path.parent.is_dir():
             raise Refused(f"--report {path} cannot be written: give a file in a folder that exists.")
+
+
+def shown_by(chosen: argparse.Namespace) -> RunOptions:
+    """Return the options of a run that is to be shown."""
+    check_report(chosen)
     return {"trace": chosen.report is not None, "progress": chosen.progress}
 
 
@@ -337,9 +346,12 @@ def list_runs(chosen: argparse.Namespace) -> int:
 
 def show_run(chosen: argparse.Namespace) -> int:
     """``millstream show``."""
+    check_report(chosen)
     with opened(chosen.store) as flow:
         report = flow.report(chosen.run)
         state = next((state_of(head) for head in flow.runs() if head.id == chosen.run), str(report.status))
+    if chosen.report is not None:
+        report.to_html(chosen.report)
     if chosen.json:
         print(as_json(report.to_dict() | {"status": state}))
     else:

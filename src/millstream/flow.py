@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from millstream.engine.record import RunRecord
     from millstream.graph import Graph
     from millstream.report import RunReport
-    from millstream.show.progress import Progress
+    from millstream.show.progress.display import Progress
     from millstream.stores.base import Store, StoredRun
     from millstream.task import TaskName
 
@@ -1487,7 +1487,7 @@ class Plan:
 
     def show(self, run: FlowRun) -> None:
         """Show how far a run is, until it has ended."""
-        from millstream.show.progress import Progress
+        from millstream.show.progress.display import Progress
 
         self._display = Progress(run.id, run.tally)
         self._display.begin()

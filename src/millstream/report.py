@@ -326,7 +326,7 @@ class RunReport(Record):
         Raises:
             OSError: ``path`` cannot be written.
         """
-        from millstream.show.html import page
+        from millstream.show.page.html import page
 
         return written(page(self), path)
 

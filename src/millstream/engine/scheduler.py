@@ -465,8 +465,7 @@ class Scheduler:
         if scope is not None:
             task.askers |= {scope.owner.task.name}
         for need in needs:
-            if need.run is not None:
-                task.needs |= {need.run.task.name}
+            task.needs |= {need.id.partition("#")[0]}
             if need.settled is None:
                 need.followers.append(call)
                 call.left += 1

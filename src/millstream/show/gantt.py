@@ -2,7 +2,7 @@
 
 Every worker is a row, every attempt a bar. What is too small to be seen, or too much to be read, is put together or
 left out, and the drawing says so: its size has a limit, whatever the run was. May import: report, values, timeline,
-markup.
+markup, status.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from millstream.report import RunReport, TaskTrace
 from millstream.show.markup import escaped, number, opened, shortened, style, text_width
+from millstream.show.status import GLYPHS
 from millstream.show.timeline import Timeline
 from millstream.values import Status
 
@@ -24,7 +25,7 @@ _SECOND = 1_000_000_000
 _MOST_ROWS = 40
 _MOST_COLOURS = 12
 
-_SIGNS = {Status.FAILED: "✗", Status.CANCELLED: "■", Status.ABANDONED: "!"}
+_SIGNS = {status: GLYPHS[status] for status in (Status.FAILED, Status.CANCELLED, Status.ABANDONED)}
 _KINDS = {Status.FAILED: "ms-failed", Status.CANCELLED: "ms-stopped", Status.ABANDONED: "ms-stopped"}
 #: From the finest to the coarsest: nanoseconds, and the unit in which they are told.
 _UNITS = ((1_000, "µs"), (1_000_000, "ms"), (1_000_000_000, "s"), (60_000_000_000, "min"), (3_600_000_000_000, "h"))

@@ -8,13 +8,13 @@ from millstream.values import Status
 
 #: A sign for each, so that nobody depends on colours.
 GLYPHS = {
-    Status.PENDING: "…",
-    Status.RUNNING: "▶",
+    Status.PENDING: "○",
+    Status.RUNNING: "…",
     Status.SUCCESS: "✓",
     Status.FAILED: "✗",
     Status.SKIPPED: "–",
     Status.CANCELLED: "■",
-    Status.ABANDONED: "■",
+    Status.ABANDONED: "!",
 }
 
 

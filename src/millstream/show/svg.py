@@ -1,4 +1,4 @@
-"""A diagram as one self-contained SVG text. May import: diagram, values, layout, markup.
+"""A diagram as one self-contained SVG text. May import: diagram, values, layout, markup, status.
 
 The shape of a box says where its task is called, its colour and a sign what became of it, and nothing is said by
 colour alone. Arrow heads are paths, not markers: a marker has an id, and pages hold more than one drawing.
@@ -13,8 +13,9 @@ from itertools import pairwise
 from math import hypot, sqrt
 
 from millstream.diagram import Diagram, EdgeKind, TaskEdge, TaskNode
-from millstream.show.layout import Box, Layout, Point, laid_out
+from millstream.show.layout.layers import Box, Layout, Point, laid_out
 from millstream.show.markup import escaped, number, opened, shortened, style, text_width
+from millstream.show.status import GLYPHS
 from millstream.values import Status
 
 _SIZE, _SMALL = 13.0, 10.5  #: of the letters, in pixels
@@ -27,15 +28,15 @@ _ROUND = 9.0  #: the bends of a line, and the corners of a thread
 _HEAD = 7.0  #: length of an arrow head
 _LEGEND = 30.0
 
-#: By status, the class of a box and the sign in it.
-_LOOKS = {
-    Status.SUCCESS: ("ms-success", "✓"),
-    Status.FAILED: ("ms-failed", "✗"),
-    Status.RUNNING: ("ms-running", "…"),
-    Status.PENDING: ("ms-pending", "○"),
-    Status.SKIPPED: ("ms-skipped", "–"),
-    Status.CANCELLED: ("ms-stopped", "■"),
-    Status.ABANDONED: ("ms-stopped", "!"),
+#: By status, the class of a box.
+_KINDS = {
+    Status.SUCCESS: "ms-success",
+    Status.FAILED: "ms-failed",
+    Status.RUNNING: "ms-running",
+    Status.PENDING: "ms-pending",
+    Status.SKIPPED: "ms-skipped",
+    Status.CANCELLED: "ms-stopped",
+    Status.ABANDONED: "ms-stopped",
 }
 _UNTOUCHED = ("ms-skipped", "")  #: had no part in a run
 _DECLARED = ("ms-declared", "")  #: of a flow, not of a run
@@ -164,7 +165,8 @@ def _size(node: TaskNode, facts: str, height: float) -> tuple[float, float]:
 
 def _task(node: TaskNode, facts: str, box: Box, is_run: bool) -> str:
     """Return a box with its text."""
-    kind, sign = _DECLARED if not is_run else _UNTOUCHED if node.status is None else _LOOKS[node.status]
+    untold = _UNTOUCHED if is_run else _DECLARED
+    kind, sign = untold if node.status is None else (_KINDS[node.status], GLYPHS[node.status])
     said = _said(node, is_run)
     front = box
     if node.is_mapped:

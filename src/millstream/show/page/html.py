@@ -7,7 +7,7 @@ Rule 1: whatever comes from others (names, errors, results, metadata) passes ``s
 Rule 2: the page forbids all but its own script and style, by their hashes, should rule 1 fail one day.
 Rule 3: no value makes the page large. What is long is cut, what is much is counted, and the page says so.
 
-May import: report, diagram, events, values, show.figures, show.svg, show.timeline.
+May import: report, diagram, events, values, figures, svg, timeline.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from millstream.diagram import Diagram, TaskEdge, TaskNode
 from millstream.events import shown
 from millstream.report import ErrorReport, RunReport, TaskReport
-from millstream.show.figures import Failure, Figures, TaskFigures, offsets, peak, percentile
+from millstream.show.page.figures import Failure, Figures, TaskFigures, offsets, peak, percentile
 from millstream.show.svg import STYLE, drawn
 from millstream.values import Status
 
@@ -159,7 +159,7 @@ def _badge(status: Status) -> str:
 
 def _part(name: str) -> str:
     """Return a file that lies beside this module."""
-    return (files("millstream.show") / name).read_text(encoding="utf-8")
+    return (files("millstream.show.page") / name).read_text(encoding="utf-8")
 
 
 # ---- what keeps the page to itself ------------------------------------------------------------------

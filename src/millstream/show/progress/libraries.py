@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from millstream.show.last_rows import LAST_CHANCE, in_foreground, takes, write_summary
-from millstream.show.status_line import State, body, counts, cut, width, with_tasks
+from millstream.show.progress.last_rows import LAST_CHANCE, in_foreground, takes, write_summary
+from millstream.show.progress.status_line import State, body, counts, cut, width, with_tasks
 
 if TYPE_CHECKING:
     from millstream.values import Status

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from millstream.show.columns import Columns
+from millstream.show.layout.columns import Columns
 
 TRACK = 10.0  #: between two lines side by side
 _TURNS = 10  #: rounds in which heights are found; more change nothing that can be seen

@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from millstream.show import libraries
-from millstream.show.last_rows import FEWEST, LAST_CHANCE, Line, takes
-from millstream.show.status_line import Rate, State, line, summary
+from millstream.show.progress import libraries
+from millstream.show.progress.last_rows import FEWEST, LAST_CHANCE, Line, takes
+from millstream.show.progress.status_line import Rate, State, line, summary
 from millstream.values import Status
 
 if TYPE_CHECKING:

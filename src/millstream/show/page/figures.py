@@ -3,7 +3,7 @@
 Rule 1: nothing here knows how a figure is shown; ``html`` does.
 Rule 2: what the report cannot say is None, never a guess. Attempts are known from a trace alone.
 
-May import: report, show.timeline.
+May import: report, values, timeline.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from itertools import pairwise
 from math import sqrt
 from typing import NamedTuple
 
-from millstream.show.columns import Columns
-from millstream.show.heights import TRACK, Heights
+from millstream.show.layout.columns import Columns
+from millstream.show.layout.heights import TRACK, Heights
 
 ROOM = 24.0  #: between two boxes of one column, at least
 GAP = 56.0  #: between two columns, at least

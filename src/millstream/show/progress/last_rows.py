@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from millstream.show.status_line import State, line, summary
+from millstream.show.progress.status_line import State, line, summary
 
 if TYPE_CHECKING:
     from millstream.values import Status
