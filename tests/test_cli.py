@@ -1525,3 +1525,79 @@ def test_graph_as_json(here, call):
         "dependencies": {"a": [], "c": [], "d": [], "b": ["a"]},
         "routes": {"b": ["c", "d"]},
     }
+
+
+# ---- pages and progress ---------------------------------------------------------------------------------
+
+
+def page_of(path):
+    """Return the text of a page: what a reader sees without scripts."""
+    text = Path(path).read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    return text
+
+
+def test_report_writes_a_page(call):
+    """--report leaves a page about the run; what is printed is the same as without."""
+    write("shop.py", SHOP)
+    plain, done = call("run", "shop:flow"), call("run", "shop:flow", "--report", "run.html", "--run-id", "monday")
+    assert done == plain
+    assert done.code == 0
+    page = page_of("run.html")
+    assert "monday" in page
+    assert "data-task" in page  # the drawing
+
+
+def test_a_run_that_fails_has_a_page(call):
+    """The page of a failed run has its traceback; the exit code is 1 all the same."""
+    write("steps.py", STEPS)
+    done = call("run", "steps.py", "--report", "run.html", "--json")
+    assert done.code == 1
+    assert strict(done.out)["status"] == "FAILED"
+    assert "not allowed yet" in page_of("run.html")
+    assert "Traceback" in page_of("run.html")
+
+
+def test_ctrl_c_leaves_a_page(here):
+    """A run that is cancelled by Ctrl-C has a page, too."""
+    write("approval.py", APPROVAL)
+    with begun("run", "approval.py", "--report", "run.html") as process:
+        process.send_signal(signal.SIGINT)
+        assert rest_of(process) == Done(130, "", "millstream: cancelled\n")
+    assert "CANCELLED" in page_of("run.html").upper()
+
+
+def test_resume_and_show_write_pages(call):
+    """What goes on from a store can be looked at, and so can what is in it."""
+    write("steps.py", STEPS)
+    call("run", "steps.py", "--store", "runs.db", "--run-id", "monday")
+    Path("allowed").touch()
+    assert call("resume", "steps.py", "monday", "--store", "runs.db", "--report", "resumed.html").code == 0
+    assert "monday" in page_of("resumed.html")
+    assert call("show", "monday", "--store", "runs.db", "--report", "stored.html").code == 0
+    assert "monday" in page_of("stored.html")
+    assert "check" in page_of("stored.html")
+
+
+@pytest.mark.parametrize("command", ["run", "show"])
+@pytest.mark.parametrize("path", ["nowhere/run.html", "folder"])
+def test_a_report_that_cannot_be_written_is_refused_first(call, path, command):
+    """Nothing runs for a page that could not be written: one sentence, exit code 2."""
+    Path("folder").mkdir()
+    write("steps.py", STEPS)
+    call("run", "steps.py", "--store", "runs.db", "--run-id", "monday")
+    log = lines_of(Path("log")) if Path("log").exists() else []
+    target = ["run", "steps.py"] if command == "run" else ["show", "monday", "--store", "runs.db"]
+    done = call(*target, "--report", path)
+    assert_told(done, 2, path)
+    assert (lines_of(Path("log")) if Path("log").exists() else []) == log
+
+
+def test_progress_goes_to_standard_error(here):
+    """--progress shows a line a second at most where that is no terminal; the output stays what was asked for."""
+    write("shop.py", SHOP)
+    plain, done = start("run", "shop:flow"), start("run", "shop:flow", "--progress", "--run-id", "monday")
+    assert (done.code, done.out) == (0, plain.out)
+    *_, last = done.err.splitlines()
+    assert last.startswith("monday: SUCCESS after ")
+    assert "\x1b" not in done.err
