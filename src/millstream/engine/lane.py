@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from millstream.engine.clock import Timer
 from millstream.engine.ready import Ready
-from millstream.engine.states import NO_NAMES, NO_WATCHES, RunTerms, Scope, TaskRun, TaskState
+from millstream.engine.states import NO_WATCHES, RunTerms, Scope, TaskRun, TaskState
 from millstream.errors import TaskCancelledError
 from millstream.executors.base import Worker, Workers
 from millstream.task import current_run
@@ -59,7 +59,6 @@ class RunTask(TaskState):
         self.name, self.queue, self.terms, self.node = name, lane.ready, terms, node
         self.each = self.worst = self.inputs = None
         self.watches = NO_WATCHES
-        self.askers = self.joins = self.needs = NO_NAMES
         self.live = self.runs = self.count = self.static = 0
         if terms.gated:
             self.held, self.busy, self.blocked = [], 0, 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from millstream.diagram import EdgeKind
 from millstream.engine.states import WORSE
 from millstream.report import Digest, RunReport, TaskReport, TaskTrace
 from millstream.values import Status
@@ -48,17 +47,8 @@ class Failure:
 Traced = tuple[str, str, int, Status, float, float, str, Failure | None]
 
 #: What is told of all runs of a task, as they are kept: name, live, worst, runs, attempt, began, ended,
-#: output, failure; then names of tasks: askers, joins, needs. Nothing in it leads back to the run.
-Kept = tuple[
-    str, int, Status | None, int, int, float | None, float | None, Any, Failure | None,
-    frozenset[str], frozenset[str], frozenset[str],
-]  # fmt: skip
-
-
-def links_of(task: Any) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Return the names of tasks that led to one that is mapped, or to its items."""
-    each = task.each
-    return task.askers | each.askers, task.joins | each.joins, task.needs | each.needs
+#: output, failure. Nothing in it leads back to the run.
+Kept = tuple[str, int, Status | None, int, int, float | None, float | None, Any, Failure | None]
 
 
 class Row:
@@ -68,7 +58,7 @@ class Row:
 
     def __init__(self, kept: Kept, status: Status) -> None:
         self.status = status
-        _, _, _, self.runs, attempt, self.began, self.ended, self.output, self.failure, *_ = kept
+        _, _, _, self.runs, attempt, self.began, self.ended, self.output, self.failure = kept
         self.attempt = 0 if self.began is None else attempt
 
     def add(self, other: Row) -> None:
@@ -96,16 +86,14 @@ class RunRecord:
         # Rows are made of these when somebody asks for a report. One object goes as one comes: else the
         # garbage collector would look through everything once more.
         for place, t in enumerate(tasks):
-            tasks[place] = (
-                t.name, t.live, t.worst, t.runs, t.attempt, t.began, t.ended, t.output, t.failure,
-                *((t.askers, t.joins, t.needs) if t.each is None else links_of(t)),
-            )  # fmt: skip
+            tasks[place] = (t.name, t.live, t.worst, t.runs, t.attempt, t.began, t.ended, t.output, t.failure)
         self._kept: list[Kept] = tasks
         self._failures = list(run.first_failures)
         same = (failure for failure in self._failures if failure.error is error)
         self.failure = None if error is None else next(same, None) or Failure(error)
         self._wall, self._resumed_from = seen.wall(0.0), run.resumed_from
         self._known, self._declared = run.plan.known(), run.plan.diagram
+        self._links = frozenset(run.scheduler.links)
 
     def let_go(self) -> None:
         """Let go of the errors themselves. No lock held."""
@@ -136,19 +124,10 @@ class RunRecord:
         error = None if self.failure is None else self.failure.digest().report()
         created, finished = self._wall + self.began, wall(self.ended)
         ids = self.id, self.flow, self.metadata
-        diagram = self._declared().after({name: (row.status, row.runs) for name, row in tasks.items()}, self._links())
+        diagram = self._declared().after({name: (row.status, row.runs) for name, row in tasks.items()}, self._links)
         return RunReport(
             *ids, created, finished, self.status, tasks, self._traces(), error, self._resumed_from, diagram
         )
-
-    def _links(self) -> set[tuple[str, str, EdgeKind]]:
-        """Return what led from one task to another in this run."""
-        links = set()
-        for name, *_, askers, joins, needs in self._kept:
-            links |= {(asker, name, EdgeKind.REQUEST) for asker in askers}
-            links |= {(before, name, EdgeKind.JOIN) for before in joins}
-            links |= {(need, name, EdgeKind.DEPENDENCY) for need in needs}
-        return links
 
     def _traces(self) -> tuple[TaskTrace, ...] | None:
         if self._trace is None:

@@ -1229,12 +1229,12 @@ class FlowRun(Waiting):
             return None
         lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)
         task = RunTask(lane, name, terms, node, self._observed or not terms.unseen)
-        each = None if terms.each is None else RunTask(lane, name, terms.each, None, True)
-        task.each = each
+        if terms.each is not None:
+            task.each = each = RunTask(lane, name, terms.each, None, True)
+            if self._entrance is not None:
+                each.invoke = self._entrance.around(terms.each, lane)
         if self._entrance is not None:
-            for entered in (task, each):
-                if entered is not None:
-                    entered.invoke = self._entrance.around(entered.terms, lane)
+            task.invoke = self._entrance.around(terms, lane)
         return task
 
     def _lane_for(self, terms: RunTerms) -> Lane:

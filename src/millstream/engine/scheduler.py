@@ -28,16 +28,17 @@ A list of requests is either served at once (``finished``), or grows while it is
 
 Callers must not enter it from two threads at once. The one exception is taking from a ready queue,
 which is safe; whoever got a task run is the only one to call ``begin`` on it.
-May import: edges, states, values, errors.
+May import: edges, states, values, errors, diagram.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+from millstream.diagram import EdgeKind
 from millstream.engine.edges import Edges
 from millstream.engine.states import (
     CANCELLED,
@@ -125,6 +126,9 @@ class Scheduler:
         self._asked_before: dict[TaskRun, int] = {}  # how many requests the attempts before this one have made
         self._blocked = 0
         self._in_vain = self._never_began = self._skipped = 0  # how many have ended, as ``Counts`` says
+        #: What led from one task to another beside the flow's own edges, by name: for the picture of the run.
+        self.links: set[tuple[str, str, EdgeKind]] = set()
+        self._asker = self._asked = ""  # the newest of these that was a request
         self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
 
     @property
@@ -155,15 +159,19 @@ class Scheduler:
     def counts(self) -> Counts:
         """Return how many task runs there are. It looks at every task, so it is nothing to be called often."""
         ended = live = 0
-        growers: frozenset[str] = frozenset()
         for task in self._states():
             ended += task.runs
             live += task.live
-            if task.node is None:  # what edges lead to is expected
-                growers |= task.askers
-        may_grow = bool(self.feeds) or any(task.live for task in map(self.state, growers) if task is not None)
+        # What edges lead to is expected. Who has asked for something else may do so again.
+        asked = [link for link in self.links if link[2] is EdgeKind.REQUEST and link[1] not in self._linked()]
+        growers = [self.state(asker) for asker, _, _ in asked]
+        may_grow = bool(self.feeds) or any(task is not None and task.live for task in growers)
         expected = 0 if self.edges is None else len(self.edges.awaited())
         return Counts(ended, self._in_vain, self._never_began, self._skipped, live, expected, may_grow)
+
+    def _linked(self) -> Collection[str]:
+        """Return the names of the tasks that have edges."""
+        return () if self.edges is None else self.edges.graph.number
 
     def structural_waits(self) -> list[tuple[str, str]]:
         """Return who waits for whom by the shape of the run: pairs of id and what it waits for."""
@@ -463,9 +471,9 @@ class Scheduler:
             scope.open += 1
         run.extra, call.run, call.id = call, run, run.id
         if scope is not None:
-            task.askers |= {scope.owner.task.name}
+            self._led(scope.owner.task.name, task.name)
         for need in needs:
-            task.needs |= {need.id.partition("#")[0]}
+            self.links.add((need.id.partition("#")[0], task.name, EdgeKind.DEPENDENCY))
             if need.settled is None:
                 need.followers.append(call)
                 call.left += 1
@@ -636,8 +644,8 @@ class Scheduler:
             if request.id is not met:  # a fan-out asks for one task again and again
                 met = request.id
                 task = tasks[met]
-                if asker not in task.askers:
-                    task.askers |= {asker}
+                if met is not self._asked or asker is not self._asker:
+                    self._led(asker, met)
                 quick = self._unbounded and scope is None and task.node is None and task.terms.plain
             if quick and request.spawn_another and request.priority is None:  # what ``_request`` comes down to then
                 number = task.count = task.count + 1
@@ -652,6 +660,11 @@ class Scheduler:
             position += 1
         run.requested += len(requests)
         self.under_way += made
+
+    def _led(self, asker: str, asked: str) -> None:
+        """A run of one task has asked for another one."""
+        self._asker, self._asked = asker, asked
+        self.links.add((asker, asked, EdgeKind.REQUEST))
 
     def _request(
         self, request: NextTask, path: int, scope: Scope | None, slot: int | None, asker: TaskRun | None = None
@@ -697,7 +710,7 @@ class Scheduler:
             path = hash((run.path, self._place(run)))
             run.requested += 1
             if scope is None:
-                self.asked[request.id].askers |= {run.task.name}
+                self._led(run.task.name, request.id)
                 self._request(request, path, run.scope, None, run)
             elif request.join:
                 self._add_join(scope, request, path)
@@ -720,8 +733,8 @@ class Scheduler:
     def _add_join(self, scope: Scope, request: NextTask, path: int) -> None:
         """Make a join. It never coalesces, since its siblings' outputs would be lost."""
         task = self.asked[request.id]
-        task.askers |= {scope.owner.task.name}
-        task.joins |= scope.tasks
+        self._led(scope.owner.task.name, request.id)
+        self.links |= {(name, request.id, EdgeKind.JOIN) for name in scope.tasks}
         if request.spawn_another or task.live:
             number = task.count = task.count + 1
         else:
@@ -746,9 +759,8 @@ class Scheduler:
         scope.siblings += 1
         if request.id not in scope.tasks:
             scope.tasks |= {request.id}
-            self.asked[request.id].askers |= {scope.owner.task.name}
-            for join in scope.joins:
-                join.task.joins |= {request.id}
+            self._led(scope.owner.task.name, request.id)
+            self.links |= {(request.id, join.task.name, EdgeKind.JOIN) for join in scope.joins}
         if scope.outputs is not None:
             slot = len(scope.outputs)
             scope.outputs.append(None)

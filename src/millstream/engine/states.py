@@ -30,7 +30,7 @@ Held = list[tuple[int, int, "TaskRun"]]
 #: Never added to: a list of its own is for a task that needs one.
 NO_WATCHES: list[Watch] = []
 
-#: Of a task that nobody has asked for.
+#: Of a list of requests that has none yet.
 NO_NAMES: frozenset[str] = frozenset()
 
 
@@ -103,8 +103,8 @@ class TaskState:
     """What one run knows of one task. The driver's subclass adds how it is called."""
 
     __slots__ = (
-        "askers", "blocked", "busy", "count", "each", "held", "inputs", "joins", "live", "name", "needs", "node",
-        "queue", "runs", "static", "terms", "watches", "worst",
+        "blocked", "busy", "count", "each", "held", "inputs", "live", "name", "node", "queue", "runs",
+        "static", "terms", "watches", "worst",
     )  # fmt: skip
 
     def __init__(self, name: str, queue: Ready, terms: Terms, node: int | None = None) -> None:
@@ -120,10 +120,6 @@ class TaskState:
         self.worst: Status | None = None  #: how the worst of its task runs ended, of those that did not succeed
         self.inputs: Mapping[str, Any] | None = None  #: inputs of its newest task run
         self.watches: list[Watch] = NO_WATCHES  #: scopes that wait for some of its task runs
-        # For pictures of the run, names of tasks:
-        self.askers = NO_NAMES  #: those whose runs have asked for it
-        self.joins = NO_NAMES  #: those that a run of it, as a join, has waited for
-        self.needs = NO_NAMES  #: those that a submitted call of it depends on
         if terms.gated:  # else nobody looks at these
             self.held: Held = []  #: not allowed to start yet by its own ``max_parallel``
             self.busy = 0  #: let through by that gate, and not over
