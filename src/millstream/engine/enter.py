@@ -13,6 +13,7 @@ import pickle
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import Context as Variables
 from contextvars import copy_context
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from millstream.engine.lane import ASYNC_GENERATOR
@@ -22,9 +23,8 @@ from millstream.events import Hook, RunStartEvent, TaskStartEvent
 from millstream.report import ErrorReport
 
 if TYPE_CHECKING:
-    from millstream.engine.lane import Item, Lane
+    from millstream.engine.lane import Item, Lane, RunTask
     from millstream.engine.observe import Observer
-    from millstream.engine.states import RunTerms
 
 Enter = Callable[[], object]
 Invoke = Callable[[Any, Any], Any]
@@ -43,7 +43,17 @@ class Entrance:
         asked = [self._asked("enter_run", hook.enter_run, event) for hook in self._hooks]
         self._enter([enter for enter in asked if enter is not None])
 
-    def around(self, terms: RunTerms, lane: Lane) -> Invoke:
+    def stand_at(self, task: RunTask) -> None:
+        """See to it that a task of this run, and its items if it is mapped, are called by way of the hooks."""
+        each: Any
+        for each in (task, task.each):
+            if each is not None:
+                terms = each.terms = copy(each.terms)
+                terms.invoke = self._around(terms, task.lane)
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _around(self, terms: Any, lane: Lane) -> Invoke:
         """Return what calls a task in the context variables that the hooks set up."""
         invoke = terms.invoke
         if lane.workers.remote and terms.each is None:
@@ -68,8 +78,6 @@ class Entrance:
                     submitted.variables = before  # for the next attempt
 
         return call
-
-    # ---- inside ---------------------------------------------------------------------------------
 
     def _enters(self, item: Item) -> list[Enter]:
         """Ask the hooks what is to be called before a task is."""

@@ -50,7 +50,7 @@ LISTED = frozenset({type(None), list})
 class RunTask(TaskState):
     """A task of one run: the scheduler's state, the lane of its task runs, and what the report tells of them."""
 
-    __slots__ = ("attempt", "began", "ended", "failure", "invoke", "lane", "output", "pace", "watched")
+    __slots__ = ("attempt", "began", "ended", "failure", "lane", "output", "pace", "watched")
 
     terms: RunTerms
 
@@ -63,7 +63,6 @@ class RunTask(TaskState):
         if terms.gated:
             self.held, self.busy, self.blocked = [], 0, 0
         self.lane = lane
-        self.invoke = terms.invoke  #: calls it
         #: The driver must be told when an attempt begins, and has more to do when it ends.
         self.watched = watched
         # For the report:
@@ -78,7 +77,7 @@ class RunTask(TaskState):
 class Item(TaskRun):
     """A task run as the driver sees it; also what ``current_task()`` reads."""
 
-    __slots__ = ("blocked", "call_keys", "calls", "chose", "limit", "since", "timer", "told", "variables", "where")
+    __slots__ = ("blocked", "call_keys", "calls", "chose", "limit", "seen", "since", "timer", "variables")
 
     blocked: int  #: how many of its waits are on: at any, it does not count for ``max_parallel``; not set before
     variables: Variables | None  #: what a submitted call is called in, while it is; set only for one
@@ -89,8 +88,7 @@ class Item(TaskRun):
     limit: float | None  #: when the time of this attempt is up; set only for a task with a timeout
     timer: Timer  #: what will say so
     since: float  #: when the attempt began; set only for a task that is watched
-    told: str  #: its id; set only while somebody observes attempts
-    where: str  #: the thread or loop that calls it; set only for a trace
+    seen: tuple[str, str]  #: its id, and the thread or loop that calls it; set as ``since`` is
 
     @property
     def run(self) -> FlowRun:
@@ -308,7 +306,7 @@ class Lane:
                         elif task.began is None:
                             task.began = now()
                         # What a task does to context variables must not be seen by the next one.
-                        result = copy_context().run(task.invoke, item, context)
+                        result = copy_context().run(task.terms.invoke, item, context)
                     else:
                         result, item.handle = item.handle, None
                     if type(result) in PLAIN:
@@ -510,7 +508,7 @@ class Lane:
                                 run.began(item)
                         elif task.began is None:
                             task.began = now()
-                        result = task.invoke(item, context)
+                        result = task.terms.invoke(item, context)
                     elif run.stopping or item.given_up:
                         close_unawaited(result)
                         raise TaskCancelledError(item.id)

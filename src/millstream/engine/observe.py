@@ -101,14 +101,14 @@ class Observer:
         name = task.name
         # As ``item.id``, without a call.
         told = item.id if item.extra is not None else name if number == 1 else f"{name}#{number}"
-        item.told, item.where = told, where
+        item.seen = told, where
         if self._starts is not None:
             self._starts.tell(TaskStartEvent(self.run_id, self.flow, self.epoch + now, name, told, item.attempt), None)
 
     def attempt_succeeded(self, item: Item, output: Any, now: float) -> None:
-        name, told, since = item.task.name, item.told, item.since
+        name, (told, where), since = item.task.name, item.seen, item.since
         if self.trace is not None:
-            self.trace.append((name, told, item.attempt, SUCCESS, since, now, item.where, None))
+            self.trace.append((name, told, item.attempt, SUCCESS, since, now, where, None))
         if self._successes is not None:
             at = self.epoch + now
             event = TaskSuccessEvent(self.run_id, self.flow, at, name, told, item.attempt, now - since, output)
@@ -125,8 +125,8 @@ class Observer:
         since = getattr(item, "since", now)
         if self.trace is not None:
             failure = None if status is Status.CANCELLED else Failure(error)
-            place = getattr(item, "where", "")
-            self.trace.append((item.task.name, item.id, item.attempt, status, since, now, place, failure))
+            told, where = getattr(item, "seen", (item.id, ""))
+            self.trace.append((item.task.name, told, item.attempt, status, since, now, where, failure))
             if failure is not None:  # the error itself keeps all its frames alive
                 self._monitor.later.append((failure.digest, ()))
         if status is not Status.CANCELLED and not silent:

@@ -106,7 +106,7 @@ class Batch:
             return None
         current_run.set(item)
         try:
-            bound = task.invoke(item, run.context)
+            bound = task.terms.invoke(item, run.context)
             assert type(bound) is Bound, "tasks of such an executor are bound, not called"
             remaining = self._remaining(item) if run.deadline or task.terms.timeout else None
             facts = (run.id, task.name, item.id, item.path, item.attempt, bound.enters, remaining)
@@ -132,7 +132,7 @@ class Batch:
             if run.stopping:
                 raise TaskCancelledError(item.id)
             self._told(item)
-            output, requests = lane.outcome(item, item.task.invoke(item, run.context))
+            output, requests = lane.outcome(item, item.task.terms.invoke(item, run.context))
         except HandedOn:
             pass
         except BaseException as error:

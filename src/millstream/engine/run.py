@@ -810,7 +810,7 @@ class FlowRun(Waiting):
             lane = self._lane(terms.executor, terms.is_async)
             task = self._called[terms] = RunTask(lane, name, terms, None, True)
             if self._entrance is not None:
-                task.invoke = self._entrance.around(terms, lane)
+                self._entrance.stand_at(task)
             self.scheduler.called.append(task)
         if key is not None:
             from millstream.engine.journal import stable
@@ -1230,11 +1230,9 @@ class FlowRun(Waiting):
         lane = self._newest_lane if terms is self._newest_terms else self._lane_for(terms)
         task = RunTask(lane, name, terms, node, self._observed or not terms.unseen)
         if terms.each is not None:
-            task.each = each = RunTask(lane, name, terms.each, None, True)
-            if self._entrance is not None:
-                each.invoke = self._entrance.around(terms.each, lane)
+            task.each = RunTask(lane, name, terms.each, None, True)
         if self._entrance is not None:
-            task.invoke = self._entrance.around(terms, lane)
+            self._entrance.stand_at(task)
         return task
 
     def _lane_for(self, terms: RunTerms) -> Lane:

@@ -128,7 +128,8 @@ class Scheduler:
         self._in_vain = self._never_began = self._skipped = 0  # how many have ended, as ``Counts`` says
         #: What led from one task to another beside the flow's own edges, by name: for the picture of the run.
         self.links: set[tuple[str, str, EdgeKind]] = set()
-        self._asker = self._asked = ""  # the newest of these that was a request
+        self._asker: TaskState | None = None  # the newest of these that was a request: who has asked
+        self._asked: str | None = None  # and for what
         self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
 
     @property
@@ -639,13 +640,14 @@ class Scheduler:
             return
         path, position, scope, tasks, make = run.path, self._place(run), run.scope, self.asked, self._make
         met: str | None = None
-        made, asker = 0, run.task.name
+        made = 0
         for request in requests:
             if request.id is not met:  # a fan-out asks for one task again and again
                 met = request.id
                 task = tasks[met]
-                if met is not self._asked or asker is not self._asker:
-                    self._led(asker, met)
+                if met is not self._asked or run.task is not self._asker:
+                    self._asker = run.task
+                    self._led(run.task.name, met)
                 quick = self._unbounded and scope is None and task.node is None and task.terms.plain
             if quick and request.spawn_another and request.priority is None:  # what ``_request`` comes down to then
                 number = task.count = task.count + 1
@@ -663,7 +665,7 @@ class Scheduler:
 
     def _led(self, asker: str, asked: str) -> None:
         """A run of one task has asked for another one."""
-        self._asker, self._asked = asker, asked
+        self._asked = asked
         self.links.add((asker, asked, EdgeKind.REQUEST))
 
     def _request(
