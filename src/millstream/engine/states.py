@@ -267,6 +267,17 @@ class Place:
         self.parent, self.index, self.item = parent, index, item
 
 
+class Ends:
+    """How many task runs have ended without an output."""
+
+    __slots__ = ("in_vain", "never", "skipped")
+
+    def __init__(self) -> None:
+        self.in_vain = 0  #: that had begun
+        self.never = 0  #: that had not
+        self.skipped = 0  #: of these
+
+
 class Counts(NamedTuple):
     """How many task runs there are in a run."""
 
