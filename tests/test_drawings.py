@@ -379,6 +379,10 @@ def test_what_a_run_asked_for_is_drawn():
     assert 'label="leaf × 3 ✓"' in dict(dot.tasks)["leaf"]
 
 
+def join_last():
+    return TaskOutput(None, [*(NextTask("leaf", spawn_another=True) for _ in range(3)), NextTask("table", join=True)])
+
+
 def lazily():
     return TaskOutput(None, iter(fan().next_tasks))
 
@@ -387,7 +391,7 @@ def one_by_one():
     yield from fan().next_tasks
 
 
-@pytest.mark.parametrize("asks", [fan, lazily, one_by_one], ids=lambda asks: asks.__name__)
+@pytest.mark.parametrize("asks", [fan, join_last, lazily, one_by_one], ids=lambda asks: asks.__name__)
 @pytest.mark.parametrize("stored", [False, True], ids=["", "from the store"])
 def test_every_way_to_ask_is_drawn_alike(asks, stored, tmp_path):
     """A list, an iterable that is pulled, and a generator lead to the same drawing; the journal of a run, too."""

@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from millstream import Flow, NextTask, RunCancelledError, TaskOutput, current_task
+from millstream import Context, Flow, NextTask, RunCancelledError, TaskOutput, current_task
 from millstream.show.progress import display
+from millstream.show.timeline import Timeline
 from tests import process_tasks
 from tests.conftest import WATCHDOG, Log, assert_gone, engine_threads
 
@@ -265,6 +266,32 @@ def test_every_way_to_run_shows_it(way, capsys, tmp_path):
         assert_gone(engine_threads("millstream-progress"))
 
 
+@pytest.mark.parametrize("way", ["run", "stream", "start"])
+def test_the_display_is_closed_before_anybody_goes_on(way, monkeypatch):
+    """Who waits for a run, or reads it to its end, finds the last line written."""
+    closing, gone_on = threading.Event(), threading.Event()
+    too_early = []
+
+    class Slow(display.Progress):
+        def close(self, status):
+            closing.set()
+            too_early.append(gone_on.wait(0.2))  # nobody may go on while it draws
+            super().close(status)
+
+    monkeypatch.setattr(display, "Progress", Slow)
+    with Flow("thread") as flow:
+        flow.add_task("work", lambda: 1)
+        if way == "run":
+            flow.run("work", progress=True)
+        elif way == "stream":
+            assert len(list(flow.stream("work", progress=True))) == 1
+        else:
+            flow.start("work", progress=True).result(WATCHDOG)
+        gone_on.set()
+        assert closing.is_set()
+        assert too_early == [False]
+
+
 @pytest.mark.parametrize("value", [1, "yes", None, object()])
 def test_progress_is_true_or_false(value):
     """Anything else is refused before something starts."""
@@ -290,3 +317,42 @@ def test_a_run_that_fails_says_so(capsys):
         with pytest.raises(ZeroDivisionError):
             flow.run("work", progress=True)
     assert re.search(r"FAILED after .*1 failed", capsys.readouterr().err)
+
+
+# ---- when attempts begin and end ----------------------------------------------------------------------
+
+
+def rows_of(report):
+    """Return the rows of a timeline: one for each worker whose attempts do not overlap."""
+    return Timeline(report.created_at, report.trace).rows
+
+
+def test_attempts_of_one_process_do_not_overlap():
+    """An attempt has ended before the next one in its process begins."""
+    with Flow("process", max_workers=1) as flow:
+        flow.add_task("fan", fan(50), executor="inline")
+        flow.add_task("work", process_tasks.nothing)
+        flow.run("fan", trace=True)
+        assert len(rows_of(flow.report())) == 2
+
+
+def test_an_attempt_ends_when_its_worker_says_so(gate):
+    """Not when the step is done that settles it, which may have to wait for somebody who holds the lock."""
+    context, second = Context(), threading.Event()
+
+    def last():
+        second.set()
+
+    with Flow(max_workers=1) as flow:
+        flow.add_task("first", gate.work)
+        flow.add_task("last", last)
+        run = flow.start(["first", "last"], trace=True, context=context)
+        gate.begun.wait_for(1)
+        with context._monitor:
+            gate.open(1)
+            assert second.wait(WATCHDOG)
+        run.result(WATCHDOG)
+        first, after = run.report().trace
+        assert (first.task, after.task) == ("first", "last")
+        assert first.finished_at <= after.started_at
+        assert len(rows_of(run.report())) == 1

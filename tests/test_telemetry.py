@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -340,6 +341,17 @@ def test_tasks_side_by_side_have_spans_of_their_own(telemetry):
     assert all(same for same, _ in result.values())
     assert len({mine for _, mine in result.values()}) == 100
     assert len({parent_of(span) for span in telemetry.named("task work")}) == 1
+
+
+def test_spans_of_small_calls_begin_when_these_do(telemetry):
+    """Calls that would travel together in a message have no spans that wait with them."""
+    with Flow("process", max_workers=1, hooks=[telemetry.hook]) as flow:
+        flow.add_task("fan", lambda: [NextTask("one", spawn_another=True) for _ in range(20)], executor="inline")
+        flow.add_task("one", tasks.one)
+        flow.run("fan")
+    spans = telemetry.named("task one")
+    assert len(spans) == 20
+    assert all(before.end_time <= after.start_time for before, after in pairwise(spans))
 
 
 def test_baggage_reaches_tasks(telemetry):
