@@ -1313,6 +1313,8 @@ def test_show_of_a_run_that_was_left(call):
         process.kill()
         process.wait(WATCHDOG)
     assert call("show", "r", "--store", "runs.db").out.splitlines()[0] == "Run r of approval: LEFT"
+    shown = strict(call("show", "r", "--store", "runs.db", "--json").out)
+    assert (shown["status"], shown["owner"]) == ("RUNNING", None)
 
 
 # ---- where the output goes --------------------------------------------------------------------------

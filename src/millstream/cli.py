@@ -349,13 +349,13 @@ def show_run(chosen: argparse.Namespace) -> int:
     check_report(chosen)
     with opened(chosen.store) as flow:
         report = flow.report(chosen.run)
-        state = next((state_of(head) for head in flow.runs() if head.id == chosen.run), str(report.status))
+        head = next(head for head in flow.runs() if head.id == chosen.run)
     if chosen.report is not None:
         report.to_html(chosen.report)
     if chosen.json:
-        print(as_json(report.to_dict() | {"status": state}))
+        print(as_json(report.to_dict() | {"owner": head.owner}))
     else:
-        print(report.to_text().replace(f": {report.status}", f": {state}", 1))
+        print(report.to_text(state=state_of(head)))
     return WELL
 
 

@@ -221,9 +221,13 @@ class RunReport(Record):
             "tasks": {name: task.to_dict() for name, task in self.tasks.items()},
         }
 
-    def to_text(self) -> str:
-        """Return the report as a table for people: status, runs, attempt, seconds and error of each task."""
-        said = [f"Run {self.run_id} of {self.flow}: {self.status}"]
+    def to_text(self, *, state: str | None = None) -> str:
+        """Return the report as a table for people: status, runs, attempt, seconds and error of each task.
+
+        Args:
+            state: said of the run in place of its status, by who knows more of it.
+        """
+        said = [f"Run {self.run_id} of {self.flow}: {state or self.status}"]
         if self.finished_at is not None:
             said[0] += f" after {_seconds(self.created_at, self.finished_at)} s"
         if self.error is not None:
