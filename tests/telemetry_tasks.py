@@ -61,3 +61,7 @@ def one():
 
 def raises():
     raise ValueError("broken hook")
+
+
+def after(each):
+    return len(each)

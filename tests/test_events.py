@@ -18,6 +18,7 @@ from millstream.events import (
     Hook,
     RunEndEvent,
     RunStartEvent,
+    TaskCancelEvent,
     TaskCoalescedEvent,
     TaskFailureEvent,
     TaskProgressEvent,
@@ -43,6 +44,7 @@ EVENTS = {
     TaskFailureEvent: TASK | {"attempt": 1, "duration": 0.5, "error": None, "will_retry": True, "delay": 2.0},
     TaskRetryEvent: TASK | {"attempt": 2, "delay": 2.0, "error": None},
     TaskSkipEvent: TASK | {"reason": "load was skipped"},
+    TaskCancelEvent: TASK | {"attempt": 1, "duration": 0.5},
     TaskCoalescedEvent: TASK | {"kept": {"n": 1}, "dropped": {"n": 2}},
     TaskProgressEvent: TASK | {"attempt": 1, "done": 3, "total": 10},
 }

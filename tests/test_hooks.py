@@ -27,6 +27,8 @@ from millstream import (
     RunStartEvent,
     RunTimeoutError,
     Status,
+    TaskCancelEvent,
+    TaskCancelledError,
     TaskCoalescedEvent,
     TaskFailedError,
     TaskFailureEvent,
@@ -65,6 +67,7 @@ METHODS = {
     "on_task_failure": TaskFailureEvent,
     "on_task_retry": TaskRetryEvent,
     "on_task_skip": TaskSkipEvent,
+    "on_task_cancel": TaskCancelEvent,
     "on_task_coalesced": TaskCoalescedEvent,
     "on_task_progress": TaskProgressEvent,
 }
@@ -91,6 +94,8 @@ def told(event):
             return f"{event.id} is tried again ({event.attempt})"
         case TaskSkipEvent():
             return f"{event.id} is skipped"
+        case TaskCancelEvent():
+            return f"{event.id} is cancelled ({event.attempt})"
         case TaskCoalescedEvent():
             return f"{event.id} coalesces"
         case TaskProgressEvent():
@@ -618,6 +623,12 @@ def test_a_hook_with_one_method_gets_those_events_alone(executor, method):
     """A hook hears only of what it has a method for, and of each of these."""
     got = Log()
     ended = threading.Event()
+
+    def quits():
+        for run in list(flow._runs):
+            run.cancel()
+        raise TaskCancelledError(current_task().id)
+
     hooks = [fn_hook(**{method: got.add}), fn_hook(on_run_end=lambda event: ended.set())]
     with Flow(executor, hooks=hooks) as flow:
         flow.add_task("go", lambda: [NextTask("work", {"n": 1}), NextTask("work", {"n": 2}), NextTask("flaky")])
@@ -626,7 +637,10 @@ def test_a_hook_with_one_method_gets_those_events_alone(executor, method):
         flow.add_task("choose", lambda: "a", routes=["a", "b"])
         flow.add_task("a", lambda: current_task().progress(1, 2))
         flow.add_task("b", lambda: None)
+        flow.add_task("quits", quits)
         flow.run(["go", "choose"])
+        with pytest.raises(RunCancelledError):
+            flow.run("quits")
         wait(ended)
         got.wait_for(1)
     assert {type(event) for event in got} == {METHODS[method]}

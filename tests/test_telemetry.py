@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from millstream import Context, Flow, FlowError, Hook, NextTask, TaskOutput, current_task
-from tests.conftest import WATCHDOG, needs
+from millstream import Context, Flow, FlowError, Hook, NextTask, RunCancelledError, TaskOutput, current_task
+from tests.conftest import WATCHDOG, needs, until
 
 needs("opentelemetry.sdk", "opentelemetry-sdk")
 
@@ -204,7 +204,6 @@ def test_what_is_cancelled_ends_with_the_run(telemetry):
     assert telemetry.one("task waits").attributes["millstream.task.status"] == "CANCELLED"
     assert telemetry.one("flow shop").attributes["millstream.run.status"] == "CANCELLED"
     assert not telemetry.hook._runs
-    assert not telemetry.hook._tasks
 
 
 def test_skips_progress_and_failures_without_an_attempt_are_events(telemetry):
@@ -294,14 +293,17 @@ def test_a_call_is_tried_again_in_a_span_of_its_own(telemetry, executor):
 @pytest.mark.parametrize("executor", EVERY)
 def test_maps_and_generators(telemetry, executor):
     """A map and each of its items are spans; a generator is in its span for all of its steps."""
-    with Flow(executor, name="shop", hooks=[telemetry.hook]) as flow:
-        flow.add_task("items", lambda: TaskOutput([1, 2]), executor="thread")
+    with Flow(executor, max_workers=None if executor == "inline" else 1, name="shop", hooks=[telemetry.hook]) as flow:
+        flow.add_task("items", lambda: TaskOutput([1, 2]), executor="inline")
         flow.add_task("each", tasks.item, for_each="items")
+        flow.add_task("after", tasks.after)
         flow.add_task("steps", tasks.steps)
         flow.run("items")
-        assert len(set(flow.run("steps")["steps"])) == 1
-    ids = sorted(span.attributes["millstream.task.id"] for span in telemetry.named("task each"))
-    assert ids == ["each", "each[0]", "each[1]"]
+        (run,) = telemetry.named("flow shop")
+        assert set(flow.run("steps")["steps"]) == {telemetry.one("task steps").context.span_id}
+    spans = telemetry.named("task each")
+    assert sorted(span.attributes["millstream.task.id"] for span in spans) == ["each", "each[0]", "each[1]"]
+    assert {parent_of(span) for span in (*spans, telemetry.one("task after"))} == {run.context.span_id}
 
 
 @pytest.mark.parametrize("kind", ["generator", "coroutine"])
@@ -321,6 +323,97 @@ def test_coroutines_that_plain_functions_give(telemetry, kind):
         flow.add_task("work", (lambda: fetch()) if kind == "coroutine" else generate)
         seen = {chunk.value for chunk in flow.stream("work") if chunk.value is not None}
     assert seen == {telemetry.one("task work").context.span_id}
+
+
+def test_lists_are_pulled_in_the_span_of_their_task(telemetry):
+    """An iterable of next tasks is part of the task that has returned it, until its end."""
+    seen = []
+
+    def requests():
+        for _ in range(5):
+            seen.append(current_span())
+            yield NextTask("one", spawn_another=True)
+
+    with Flow("thread", hooks=[telemetry.hook]) as flow:
+        flow.add_task("fan", lambda: TaskOutput(None, requests()))
+        flow.add_task("one", tasks.one)
+        flow.run("fan")
+    assert set(seen) == {telemetry.one("task fan").context.span_id}
+
+
+def test_what_a_task_returns_is_the_same_with_a_hook_that_enters(telemetry):
+    """Only coroutines are awaited: an awaitable object, or a run, is a value."""
+
+    class Awaitable:
+        def __await__(self):
+            yield
+
+    value = Awaitable()
+    with Flow("thread") as inner, Flow("thread", hooks=[telemetry.hook]) as flow:
+        inner.add_task("leaf", lambda: 1)
+        flow.add_task("object", lambda: value)
+        flow.add_task("run", lambda: inner.start("leaf"))
+        assert flow.run("object")["object"] is value
+        assert flow.run("run")["run"].result(WATCHDOG) == {"leaf": 1}
+
+
+def test_a_cancelled_call_ends_its_span_at_once(telemetry):
+    """In a session that stays open nothing is kept of calls that were cancelled."""
+    begun = threading.Event()
+
+    async def waits():
+        begun.set()
+        await asyncio.Event().wait()
+
+    with Flow("asyncio", hooks=[telemetry.hook]) as flow, flow.session() as session:
+        call = session.submit(waits)
+        assert begun.wait(WATCHDOG)
+        call.cancel()
+        until(lambda: telemetry.named("task waits"))
+        (runs,) = telemetry.hook._runs.values()
+        assert not runs[0].attempts
+    assert telemetry.one("task waits").attributes["millstream.task.status"] == "CANCELLED"
+
+
+def test_runs_of_one_id_do_not_mix(telemetry):
+    """Two flows may share a hook and an id, and a run may go on while the end of its first part is still to be told."""
+    slow = threading.Event()
+
+    class Slow(OpenTelemetryHook):
+        def on_task_success(self, event):
+            assert slow.wait(WATCHDOG)
+            super().on_task_success(event)
+
+    hook = Slow(telemetry.provider)
+    with Flow("thread", name="one", hooks=[hook]) as one, Flow("thread", name="two", hooks=[hook]) as two:
+        for flow in (one, two):
+            flow.add_task("work", tasks.one)
+        runs = [flow.start("work", run_id="nightly") for flow in (one, two, one, two)]
+        slow.set()
+        for run in runs:
+            run.result(WATCHDOG)
+    until(lambda: len(telemetry.spans) == 8)
+    assert not hook._runs
+    parents = {span.context.span_id: span.name for span in telemetry.spans if span.name.startswith("flow")}
+    for span in telemetry.named("task work"):
+        assert parents[parent_of(span)] == f"flow {span.attributes['millstream.flow.name']}"
+
+
+def test_a_run_that_is_cancelled_before_it_begins_ends_its_span(telemetry):
+    """Whoever has heard that a run begins hears of its end, also if nothing of it ever ran."""
+
+    class Cancels(Hook):
+        def enter_run(self, event):
+            for run in list(flow._runs):
+                run.cancel()
+
+    with Flow("thread", name="shop", hooks=[telemetry.hook, Cancels()]) as flow:
+        flow.add_task("work", tasks.one)
+        with pytest.raises(RunCancelledError):
+            flow.run("work")
+    until(lambda: telemetry.named("flow shop"))
+    assert telemetry.one("flow shop").attributes["millstream.run.status"] == "CANCELLED"
+    assert not telemetry.hook._runs
 
 
 def test_tasks_side_by_side_have_spans_of_their_own(telemetry):
@@ -407,7 +500,7 @@ def test_what_enters_in_another_process_is_a_pickle(telemetry):
 
 
 @pytest.mark.parametrize("method", ["enter_run", "enter_task"])
-@pytest.mark.parametrize("how", ["raises", "returns what raises", "returns what does not travel"])
+@pytest.mark.parametrize("how", ["raises", "exits", "returns what raises", "returns what does not travel"])
 @pytest.mark.parametrize("executor", EVERY)
 def test_a_hook_that_fails_to_enter_harms_nothing(executor, how, method, caplog):
     """It is logged, and the task runs."""
@@ -415,6 +508,8 @@ def test_a_hook_that_fails_to_enter_harms_nothing(executor, how, method, caplog)
     def broken(self, event):
         if how == "raises":
             raise ValueError("broken hook")
+        if how == "exits":
+            raise SystemExit(3)
         if how == "returns what raises":
             return tasks.raises
         return lambda: None

@@ -50,7 +50,7 @@ CODES = """exit codes:
   0    all is well
   1    the run failed
   2    what was asked for is not there: a wrong argument, or a target, task, store or run that does not exist
-  3    the flow, its file or the store cannot be used, or check has found something
+  3    the flow, its file or the store cannot be used, the report could not be written, or check has found something
   130  it was cancelled by Ctrl-C
   141  whoever read the output has gone away
 
@@ -246,7 +246,8 @@ def check_report(chosen: argparse.Namespace) -> None:
     """
     if chosen.report is not None:
         path = Path(chosen.report)
-        if path.is_dir() or not path.parent.is_dir():
+        fits = path.is_file() if path.exists() else path.parent.is_dir()
+        if not (fits and os.access(path if path.exists() else path.parent, os.W_OK)):
             raise Refused(f"--report {path} cannot be written: give a file in a folder that exists.")
 
 
@@ -267,7 +268,7 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
         if isinstance(raised, BrokenPipeError) and nobody_reads():
             raise  # a task has printed: that is no failure of it
     except KeyboardInterrupt:
-        write_report(run, chosen)
+        is_written(run, chosen)
         raise
     report = run.report()
     if chosen.json:
@@ -277,7 +278,6 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
     else:
         for name, value in (results or {}).items():
             print(f"{name}: {as_text(value)}")
-    write_report(run, chosen)
     if error is not None:
         tell(error, chosen.debug)
     elif report.status is Status.FAILED:  # and the others went on
@@ -285,13 +285,19 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
             if row.error is not None:
                 say(f"{row.error.type}: {row.error.first_line()}")
                 print(f"  In task {name} of flow run {run.id} ({report.flow}).", file=sys.stderr)
-    return WELL if error is None and report.status is Status.SUCCESS else FAILED
+    written = is_written(run, chosen)
+    return FAILED if error is not None or report.status is not Status.SUCCESS else WELL if written else UNFIT
 
 
-def write_report(run: FlowRun, chosen: argparse.Namespace) -> None:
-    """Write what ``--report`` asks for."""
-    if chosen.report is not None:
-        run.report().to_html(chosen.report)
+def is_written(run: FlowRun, chosen: argparse.Namespace) -> bool:
+    """Write what ``--report`` asks for; say why not, if that fails: it is no reason to hide what became of the run."""
+    try:
+        if chosen.report is not None:
+            run.report().to_html(chosen.report)
+    except OSError as error:  # the disk is full, say
+        say(f"The page of run {run.id} could not be written to {chosen.report}: {error}.")
+        return False
+    return True
 
 
 def draw(chosen: argparse.Namespace) -> int:

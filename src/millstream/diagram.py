@@ -22,7 +22,7 @@ class EdgeKind(StrEnum):
     DEPENDENCY = "dependency"  #: the second one needs the first
     ROUTE = "route"  #: the first one may choose the second
     REQUEST = "request"  #: the first one has asked for the second, with a ``NextTask``
-    JOIN = "join"  #: the second one, a join that was asked for, has waited for the first
+    JOIN = "join"  #: the second one is a join, and has waited for the first, a sibling in the same list
 
 
 class TaskNode(Record):
@@ -71,12 +71,18 @@ class Diagram(Record):
         self.nodes = {node.name: node for node in nodes}  #: by name, in the order in which they were registered
         self.edges = tuple(edge for edge in edges if edge.source in self.nodes and edge.target in self.nodes)
 
-    def after(self, rows: Mapping[str, tuple[Status, int]], links: Iterable[tuple[str, str, EdgeKind]]) -> Diagram:
+    def after(
+        self,
+        rows: Mapping[str, tuple[Status, int]],
+        links: Iterable[tuple[str, str, EdgeKind]],
+        executors: Mapping[str, str] = {},
+    ) -> Diagram:
         """Return the picture of a run.
 
         Args:
             rows: by the names of the tasks that had a part in it, the worst status and how many runs have ended.
             links: what led from one task to another, in any order: their names, and how.
+            executors: where tasks were called that are not declared, by their names.
 
         Returns:
             What is declared and what ran: a task that has neither a part in it nor an edge is left out.
@@ -95,8 +101,13 @@ class Diagram(Record):
             for node in self.nodes.values()
             if node.name in rows or node.name in linked
         ]
-        nodes += [TaskNode(name, status=row[0], runs=row[1]) for name, row in rows.items() if name not in self.nodes]
-        declared = {(edge.source, edge.target) for edge in self.edges}
+        nodes += [
+            TaskNode(name, executors.get(name, "thread"), status=row[0], runs=row[1])
+            for name, row in rows.items()
+            if name not in self.nodes
+        ]
+        links = tuple(links)
+        declared = {(edge.source, edge.target) for edge in self.edges} if links else set()
         place = {node.name: place for place, node in enumerate(nodes)}
         more = [link for link in links if link[:2] not in declared and link[0] in place and link[1] in place]
         more.sort(key=lambda link: (place[link[0]], place[link[1]], link[2]))

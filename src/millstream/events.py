@@ -186,6 +186,21 @@ class TaskSkipEvent(_TaskEvent):
         self.reason = reason  #: why, as a sentence for people
 
 
+class TaskCancelEvent(_TaskEvent):
+    """An attempt of a task run was cancelled while it was under way, or given up at the end of its run."""
+
+    __slots__ = ("attempt", "duration")
+
+    def __init__(self, run_id: str, flow: str, at: float, task: str, id: str, attempt: int, duration: float) -> None:
+        self.run_id = run_id
+        self.flow = flow
+        self.at = at
+        self.task = task
+        self.id = id
+        self.attempt = attempt  #: 1 for the first
+        self.duration = duration  #: seconds that this attempt took
+
+
 class TaskCoalescedEvent(_TaskEvent):
     """A request was dropped for a task run that is under way, although its inputs were others."""
 
@@ -236,6 +251,7 @@ Event: TypeAlias = (
     | TaskFailureEvent
     | TaskRetryEvent
     | TaskSkipEvent
+    | TaskCancelEvent
     | TaskCoalescedEvent
     | TaskProgressEvent
 )
@@ -249,9 +265,13 @@ HOOK_METHODS: Mapping[type[Event], str] = {
     TaskFailureEvent: "on_task_failure",
     TaskRetryEvent: "on_task_retry",
     TaskSkipEvent: "on_task_skip",
+    TaskCancelEvent: "on_task_cancel",
     TaskCoalescedEvent: "on_task_coalesced",
     TaskProgressEvent: "on_task_progress",
 }
+
+#: The methods that are called by who does the work.
+ENTER_METHODS = ("enter_run", "enter_task")
 
 #: CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR: flags of code that a mere call does not run.
 #: They are those of ``inspect``, which is too slow to import for three numbers.
@@ -261,7 +281,8 @@ _NOT_RUN_BY_A_CALL = 0x20 | 0x80 | 0x200
 def shown(value: object, how: Callable[[Any], str] = repr) -> str:
     """Return the text of a value that is not ours, also of one that cannot give it."""
     try:
-        return how(value)
+        text = how(value)
+        return text if type(text) is str else str.__str__(text)  # a subclass may have methods of its own
     except BaseException:  # whatever foreign code raises, SystemExit too: a report is not worth a run
         return f"<a {type(value).__name__} that cannot be shown>"
 
@@ -272,7 +293,7 @@ def check_method(whose: str, name: str, method: object) -> None:
     Raises:
         TypeError: hooks have no such method, or ``method`` cannot be called as a plain function.
     """
-    known = tuple(HOOK_METHODS.values())
+    known = (*HOOK_METHODS.values(), *ENTER_METHODS)
     if name not in known:
         from difflib import get_close_matches  # only for an error's text
 
@@ -313,13 +334,13 @@ class Hook:
 
     Raises:
         TypeError: a method is ``async def`` or a generator (a call would not run it), or an attribute
-            starts with ``on_`` and is none of ours (when the class is made).
+            starts with ``on_`` or ``enter_`` and is none of ours (when the class is made).
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):
-            if name.startswith("on_"):
+            if name.startswith(("on_", "enter_")):
                 check_method(cls.__name__, name, getattr(cls, name))
 
     def on_run_start(self, event: RunStartEvent) -> None:
@@ -342,6 +363,9 @@ class Hook:
 
     def on_task_skip(self, event: TaskSkipEvent) -> None:
         """Called when it is settled that a task run is skipped."""
+
+    def on_task_cancel(self, event: TaskCancelEvent) -> None:
+        """Called when an attempt was cancelled while it was under way, or given up at the end of its run."""
 
     def on_task_coalesced(self, event: TaskCoalescedEvent) -> None:
         """Called when a request was dropped although its inputs were others than those of the task run under way."""
@@ -390,8 +414,11 @@ if TYPE_CHECKING:
         on_task_failure: Callable[[TaskFailureEvent], object]
         on_task_retry: Callable[[TaskRetryEvent], object]
         on_task_skip: Callable[[TaskSkipEvent], object]
+        on_task_cancel: Callable[[TaskCancelEvent], object]
         on_task_coalesced: Callable[[TaskCoalescedEvent], object]
         on_task_progress: Callable[[TaskProgressEvent], object]
+        enter_run: Callable[[RunStartEvent], Callable[[], object] | None]
+        enter_task: Callable[[TaskStartEvent], Callable[[], object] | None]
 
 
 def fn_hook(**callables: Unpack[HookFunctions]) -> Hook:
@@ -423,7 +450,7 @@ def check_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
     for hook in checked:
         if not isinstance(hook, Hook):
             raise TypeError(_no_hook(hook))
-        for name in HOOK_METHODS.values():
+        for name in (*HOOK_METHODS.values(), *ENTER_METHODS):
             check_method(type(hook).__name__, name, getattr(hook, name))
     return checked
 

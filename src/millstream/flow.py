@@ -42,7 +42,7 @@ from millstream.errors import (
 from millstream.events import Hook, check_hooks
 from millstream.executors.asyncio import AsyncioExecutor
 from millstream.executors.base import Executor, Workers, blocked_loops
-from millstream.executors.owned import AnyExecutor, Executors
+from millstream.executors.owned import AnyExecutor, Executors, name_of_class
 from millstream.interrupts import shield, struck
 from millstream.policies import Rate, check_limits
 from millstream.registry import Registry, bound, is_elsewhere, terms_of_calls
@@ -1008,6 +1008,8 @@ class Flow:
         deps: Any = None,
         timeout: float | None = None,
         on_code_change: OnCodeChange = "warn",
+        trace: bool = False,
+        progress: bool = False,
     ) -> dict[str, Any]:
         """Go on with a run of the flow's store, and wait for it. What has finished is not called again.
 
@@ -1021,6 +1023,8 @@ class Flow:
             deps: the object that tasks reach as ``ctx.deps``; it is not stored.
             timeout: seconds for the rest of the run.
             on_code_change: what to do when the code of a task is not what it was.
+            trace: keep every attempt from now on for ``report.trace``.
+            progress: show how far the run is, as ``run`` does.
 
         Returns:
             The outputs of the terminal task runs, by their id, also of those that had finished before.
@@ -1032,7 +1036,9 @@ class Flow:
             CheckpointError: the flow has no store, or the run cannot go on; the sentence says why.
             Exception: as ``run``.
         """
-        options: RunOptions = {"resume": run_id, "deps": deps, "timeout": timeout}
+        options: RunOptions = {
+            "resume": run_id, "deps": deps, "timeout": timeout, "trace": trace, "progress": progress,
+        }  # fmt: skip
         run = self._start(None, inputs, options, driven=True, again=from_tasks, on_code_change=on_code_change)
         return run.wait_for_result()
 
@@ -1373,8 +1379,6 @@ class Flow:
             loop=loop,
         )
         plan.begin(driven)
-        if progress:
-            plan.show(run)
         return run
 
     def _check_options(self, options: RunOptions) -> None:
@@ -1484,6 +1488,10 @@ class Plan:
         self._blocks = running_loop(required=False) if driven else None
         if self._blocks is not None:
             blocked_loops.append(self._blocks)
+
+    def executor_of(self, terms: RunTerms) -> str:
+        """Return what the executor is called that calls tasks of a kind."""
+        return "asyncio" if terms.is_async else name_of_class(type(terms.executor))
 
     def show(self, run: FlowRun) -> None:
         """Show how far a run is, until it has ended."""

@@ -252,6 +252,7 @@ class Registry:
         self._names: tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[Exception]] | None = None
         self._functions: dict[object, list[str]] | None = None
         self._graph: Graph | None = None
+        self._diagram: Diagram | None = None
         self._checked = False
         self._parts: dict[tuple[str, ...], tuple[Graph, frozenset[str]]] = {}
 
@@ -433,6 +434,11 @@ class Registry:
 
     def diagram(self, executors: Executors) -> Diagram:
         """Return what a picture of the flow shows."""
+        if self._diagram is None:
+            self._diagram = self._new_diagram(executors)
+        return self._diagram
+
+    def _new_diagram(self, executors: Executors) -> Diagram:
         from millstream.diagram import Diagram, EdgeKind, TaskEdge, TaskNode
 
         routes = self.routes

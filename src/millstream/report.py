@@ -122,7 +122,7 @@ class TaskTrace(Record):
         self.status = status  #: how the attempt ended
         self.started_at = started_at  #: in seconds since the epoch
         self.finished_at = finished_at  #: in seconds since the epoch
-        self.worker = worker  #: name of the thread or event loop that it ran in
+        self.worker = worker  #: name of the thread or event loop that it ran in; empty for a map, whose items have one
         self.error = error  #: why it failed, if it did
 
     @property

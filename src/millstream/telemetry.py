@@ -16,6 +16,7 @@ the seconds and the names of units. There are no conventions for tasks yet, so w
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -24,6 +25,7 @@ from millstream.events import (
     Hook,
     RunEndEvent,
     RunStartEvent,
+    TaskCancelEvent,
     TaskFailureEvent,
     TaskProgressEvent,
     TaskRetryEvent,
@@ -75,10 +77,10 @@ class OpenTelemetryHook(Hook):
         self._task_seconds = meter.create_histogram("millstream.task.duration", "s", "Duration of attempts of tasks.")
         self._failures = meter.create_counter("millstream.task.failures", "{failure}", "Attempts that failed.")
         self._retries = meter.create_counter("millstream.task.retries", "{retry}", "Attempts beyond the first.")
-        # Guarded by _lock: by run id the spans of the run and, by id and attempt, of what is under way in it.
+        # Guarded by _lock: by flow and run id, those that have begun and whose end was not told. A run may go on under
+        # the id that it had, and its first end is told late; but all that is told is told of the oldest.
         self._lock = threading.Lock()
-        self._runs: dict[str, Span] = {}
-        self._tasks: dict[str, dict[tuple[str, int], Span]] = {}
+        self._runs: dict[tuple[str, str], deque[Run]] = {}
 
     # ---- where the work is done -----------------------------------------------------------------
 
@@ -87,15 +89,15 @@ class OpenTelemetryHook(Hook):
         facts = {"millstream.flow.name": event.flow, "millstream.run.id": event.run_id}
         span = self._tracer.start_span(f"flow {event.flow}", attributes=facts, start_time=nanoseconds(event.at))
         with self._lock:
-            self._runs[event.run_id] = span
-            self._tasks[event.run_id] = {}
+            self._runs.setdefault((event.flow, event.run_id), deque()).append(Run(span))
         return Current(span)
 
     def enter_task(self, event: TaskStartEvent) -> Callable[[], object] | None:
         """Begin the span of an attempt, below the current one; else, for a call from outside, below that of its run."""
         with self._lock:
-            run, under_way = self._runs.get(event.run_id), self._tasks.get(event.run_id)
-        if run is None or under_way is None:
+            runs = self._runs.get((event.flow, event.run_id))
+            run = runs[-1] if runs else None
+        if run is None:
             return None  # the run has ended without waiting for it
         inside = trace.get_current_span().get_span_context().is_valid
         facts: dict[str, str | int] = {
@@ -107,12 +109,12 @@ class OpenTelemetryHook(Hook):
         }
         span = self._tracer.start_span(
             f"task {event.task}",
-            context=None if inside else trace.set_span_in_context(run),
+            context=None if inside else trace.set_span_in_context(run.span),
             attributes=facts,
             start_time=nanoseconds(event.at),
         )
         with self._lock:
-            under_way[event.id, event.attempt] = span
+            run.attempts[event.id, event.attempt] = span
         return Current(span)
 
     # ---- what has happened ----------------------------------------------------------------------
@@ -132,6 +134,10 @@ class OpenTelemetryHook(Hook):
         else:
             self._tell(event, "task failed", {"error.type": type_of(event.error)})
 
+    def on_task_cancel(self, event: TaskCancelEvent) -> None:
+        """End the span of an attempt."""
+        self._ended(event, Status.CANCELLED, None)
+
     def on_task_retry(self, event: TaskRetryEvent) -> None:
         """Count it, and tell of it on the span of the run."""
         self._retries.add(1, self._names(event))
@@ -143,8 +149,8 @@ class OpenTelemetryHook(Hook):
 
     def on_task_progress(self, event: TaskProgressEvent) -> None:
         """Tell of it on the span of the attempt."""
-        with self._lock:
-            span = self._tasks.get(event.run_id, {}).get((event.id, event.attempt))
+        run = self._run(event)
+        span = None if run is None else run.attempts.get((event.id, event.attempt))
         if span is not None:
             facts: dict[str, float] = {"millstream.progress.done": event.done}
             if event.total is not None:
@@ -152,36 +158,54 @@ class OpenTelemetryHook(Hook):
             span.add_event("progress", facts, nanoseconds(event.at))
 
     def on_run_end(self, event: RunEndEvent) -> None:
-        """End the span of a run, and of what was cancelled or given up in it."""
+        """End the span of a run, and of what nobody told the end of."""
+        key = event.flow, event.run_id
         with self._lock:
-            span, left = self._runs.pop(event.run_id, None), self._tasks.pop(event.run_id, {})
-        for each in left.values():
-            end(each, Status.CANCELLED, "millstream.task.status", None, event.at)
+            runs = self._runs.get(key, deque())
+            run = runs.popleft() if runs else None
+            if not runs:
+                self._runs.pop(key, None)
         facts = {"millstream.flow.name": event.flow, "millstream.run.status": str(event.status)}
         if event.error is not None:
             facts["error.type"] = type_of(event.error)
         self._run_seconds.record(event.duration, facts)
-        if span is not None:
-            end(span, event.status, "millstream.run.status", event.error, event.at)
+        if run is not None:
+            for each in run.attempts.values():
+                each.end(nanoseconds(event.at))
+            end(run.span, event.status, "millstream.run.status", event.error, event.at)
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _run(self, event: Any) -> Run | None:
+        """Return the run that an event tells of: the oldest, since those of a later one come after its end."""
+        with self._lock:
+            runs = self._runs.get((event.flow, event.run_id))
+            return runs[0] if runs else None
 
     def _names(self, event: Any) -> dict[str, str]:
         """Return what metrics are told apart by: names alone, of which there are few."""
         return {"millstream.flow.name": event.flow, "millstream.task.name": event.task}
 
     def _ended(self, event: Any, status: Status, error: BaseException | None) -> None:
+        run = self._run(event)
         with self._lock:
-            span = self._tasks.get(event.run_id, {}).pop((event.id, event.attempt), None)
+            span = None if run is None else run.attempts.pop((event.id, event.attempt), None)
         if span is not None:
             end(span, status, "millstream.task.status", error, event.at)
 
     def _tell(self, event: Any, name: str, facts: Mapping[str, str | int | float]) -> None:
-        with self._lock:
-            span = self._runs.get(event.run_id)
-        if span is not None:
+        run = self._run(event)
+        if run is not None:
             names = {"millstream.task.name": event.task, "millstream.task.id": event.id}
-            span.add_event(name, names | dict(facts), nanoseconds(event.at))
+            run.span.add_event(name, names | dict(facts), nanoseconds(event.at))
+
+
+class Run:
+    """A run whose end was not told yet."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.attempts: dict[tuple[str, int], Span] = {}  #: that are under way, by id and number
 
 
 class Current:

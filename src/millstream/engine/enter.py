@@ -3,14 +3,15 @@
 All other methods of a hook are told what has happened, in a thread of their own. ``enter_run`` and ``enter_task``
 are called by who does the work, before it is done, and what they return is called where the task is: in another
 thread, in a coroutine, in another process. Only runs of flows with such a hook pay for that. A hook that raises is
-logged, and harms nothing. May import: lane, states, tell, events, report.
+logged, and harms nothing. May import: lane, states, tell, events, report,
+interrupts.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context as Variables
 from contextvars import copy_context
 from copy import copy
@@ -20,6 +21,7 @@ from millstream.engine.lane import ASYNC_GENERATOR
 from millstream.engine.states import Call
 from millstream.engine.tell import FAILED, Log
 from millstream.events import Hook, RunStartEvent, TaskStartEvent
+from millstream.interrupts import struck
 from millstream.report import ErrorReport
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class Entrance:
                 return self._awaited(enters, invoke(item, context))
             if not isinstance(item.extra, Call):
                 self._enter(enters)
+                item.variables = copy_context()  # what a generator, or an iterable of next tasks, goes on in
                 return self._awaited(enters, invoke(item, context))
             submitted: Any = item.extra
             before = submitted.variables
@@ -93,7 +96,7 @@ class Entrance:
         for enter in variables_for(item).run(self._enters, item):
             try:
                 sent.append(pickle.dumps(enter))
-            except Exception as error:
+            except BaseException as error:  # what foreign code raises
                 self._failed("what enter_task returned", error)
         return bound._replace(enters=tuple(sent))
 
@@ -101,11 +104,11 @@ class Entrance:
         """Return what a task gave; a coroutine or an asynchronous generator enters when it begins."""
         if type(result) is ASYNC_GENERATOR:
             return self._iterated(enters, result)
-        return self._coroutine(enters, result) if isinstance(result, Awaitable) else result
+        return self._coroutine(enters, result) if isinstance(result, Coroutine) else result
 
-    async def _coroutine(self, enters: list[Enter], awaitable: Awaitable[Any]) -> Any:
+    async def _coroutine(self, enters: list[Enter], coroutine: Coroutine[Any, Any, Any]) -> Any:
         self._enter(enters)
-        return await awaitable
+        return await coroutine
 
     async def _iterated(self, enters: list[Enter], generator: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         self._enter(enters)
@@ -118,7 +121,7 @@ class Entrance:
     def _asked(self, name: str, method: Callable[[Any], Enter | None], event: Any) -> Enter | None:
         try:
             return method(event)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: it is not the task that asks for that
             self._failed(name, error)
             return None
 
@@ -126,10 +129,13 @@ class Entrance:
         for enter in enters:
             try:
                 enter()
-            except Exception as error:
+            except BaseException as error:
                 self._failed("what enter_run or enter_task returned", error)
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(self, what: str, error: BaseException) -> None:
+        """Log that a hook failed; but Ctrl-C is Ctrl-C here as well."""
+        if isinstance(error, KeyboardInterrupt) and struck():
+            raise error
         run_id = self._observer.run_id
         text = ErrorReport.of(error).traceback.rstrip()
         self._log(logging.ERROR, FAILED, what, run_id, text, run_id=run_id)

@@ -80,7 +80,9 @@ class Item(TaskRun):
     __slots__ = ("blocked", "call_keys", "calls", "chose", "limit", "seen", "since", "timer", "variables")
 
     blocked: int  #: how many of its waits are on: at any, it does not count for ``max_parallel``; not set before
-    variables: Variables | None  #: what a submitted call is called in, while it is; set only for one
+    #: What a submitted call is called in, or a task whose hooks have set something up; set only for these, while
+    #: they are called.
+    variables: Variables | None
     chose: bool  #: a generator with routes has chosen what its run leaves out; not set before
     calls: int  #: how many calls it has submitted without a key; not set before the first
     call_keys: dict[int, int]  #: numbers of the keys of the others, and how many came before; not set before the first
@@ -164,13 +166,20 @@ class Steps:
 class Feed:
     """A list of requests that is pulled as workers become free."""
 
-    __slots__ = ("ahead", "batch", "iterator", "owner", "pages", "pulled_at", "scope")
+    __slots__ = ("ahead", "batch", "iterator", "owner", "pages", "pulled_at", "scope", "variables")
 
     def __init__(
-        self, owner: Item, scope: Scope, iterator: Iterator[Any], first: Any, pages: str | None = None
+        self,
+        owner: Item,
+        scope: Scope,
+        iterator: Iterator[Any],
+        first: Any,
+        variables: Variables,
+        pages: str | None = None,
     ) -> None:
         self.owner = owner
         self.scope = scope
+        self.variables = variables  #: what it is pulled in
         self.iterator = iterator
         self.ahead = [first]  #: pulled already: a list that is empty must be known at once
         self.batch = 1
@@ -366,8 +375,8 @@ class Lane:
         except IndexError:
             return False
         run = self.run
-        current_run.set(feed.owner)
-        pulled, ended, error = copy_context().run(feed.pull, run.clock.now)
+        feed.variables.run(current_run.set, feed.owner)
+        pulled, ended, error = feed.variables.run(feed.pull, run.clock.now)
         run.monitor.post(run.fed, feed, pulled, ended, error)
         return True
 
@@ -423,17 +432,17 @@ class Lane:
         if routes is not None and not all(map(has, routes)):  # a run of ``targets=`` leaves some out
             left_out = {name for name in routes if not has(name)}
             iterator = (each for each in iterator if not isinstance(each, NextTask) or each.id not in left_out)
-        own = copy_context()
+        own = variables_of(item)
         try:
             first = own.run(next, iterator)
         except StopIteration:
             return []
         if self.run.journal is None:
-            return Feed(item, Scope(item, None), iterator, first)
+            return Feed(item, Scope(item, None), iterator, first, own)
         # What is to come must not be lost with this process, nor be held in memory.
         pages = own.run(self.run.journal.drained, item, chain((first,), iterator))
         iterator = self.run.journal.reader().pages(item.path, pages)
-        return Feed(item, Scope(item, None), iterator, next(iterator), pages)
+        return Feed(item, Scope(item, None), iterator, next(iterator), own, pages)
 
     def _iterate(self, item: Item, steps: Steps) -> Any:
         """Run a generator task to its end; return its return value."""

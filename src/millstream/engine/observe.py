@@ -18,6 +18,7 @@ from millstream.events import (
     Event,
     RunEndEvent,
     RunStartEvent,
+    TaskCancelEvent,
     TaskCoalescedEvent,
     TaskFailureEvent,
     TaskProgressEvent,
@@ -46,7 +47,12 @@ class Observer:
         self._starts, self._successes = heard.get(TaskStartEvent), heard.get(TaskSuccessEvent)
         #: Nobody wants to know when each attempt begins, or how long it took: the log of failures does not tell.
         self.times_unseen = not (
-            trace or self._starts or self._successes or TaskFailureEvent in teller.wants or teller.entering
+            trace
+            or self._starts
+            or self._successes
+            or TaskFailureEvent in teller.wants
+            or TaskCancelEvent in teller.wants
+            or teller.entering
         )
         self._starter: Any = None  # the hook in whose thread the run was started
         self._told_start = False
@@ -64,6 +70,11 @@ class Observer:
     def run_began(self) -> None:
         self._told_start = True
         self._tell(RunStartEvent, self.began_at)
+
+    def never_began_run(self) -> None:
+        """The run was cancelled before it began, after hooks have heard of it (``enter_run``)."""
+        self._tell(RunStartEvent, self.began_at)
+        self._tell(RunEndEvent, None, Status.CANCELLED, self._clock.now() - self.began_at, None)
 
     def run_ended(self, status: Status, why: BaseException | None) -> None:
         self.ended_at = self._clock.now()
@@ -108,6 +119,8 @@ class Observer:
     def attempt_succeeded(self, item: Item, output: Any, now: float) -> None:
         name, (told, where), since = item.task.name, item.seen, item.since
         if self.trace is not None:
+            if item.task.each is not None:
+                where = ""  # a map: its items have workers
             self.trace.append((name, told, item.attempt, SUCCESS, since, now, where, None))
         if self._successes is not None:
             at = self.epoch + now
@@ -126,10 +139,13 @@ class Observer:
         if self.trace is not None:
             failure = None if status is Status.CANCELLED else Failure(error)
             told, where = getattr(item, "seen", (item.id, ""))
+            where = "" if item.task.each is not None else where
             self.trace.append((item.task.name, told, item.attempt, status, since, now, where, failure))
             if failure is not None:  # the error itself keeps all its frames alive
                 self._monitor.later.append((failure.digest, ()))
-        if status is not Status.CANCELLED and not silent:
+        if status is Status.CANCELLED or silent:
+            self._tell(TaskCancelEvent, now, item.task.name, item.id, item.attempt, now - since)
+        else:
             facts = (item.task.name, item.id, item.attempt, now - since, error, delay is not None, delay)
             self._tell(TaskFailureEvent, now, *facts)
 

@@ -466,7 +466,7 @@ class Recall:
         requests = self._reader.pages(item.path, name)
         first = next(requests, None)
         assert first is not None, "a list that is empty is written as such"
-        return Feed(item, Scope(item, None), requests, first, name)
+        return Feed(item, Scope(item, None), requests, first, self._run.variables.copy(), name)
 
     def _pull(self, path: int, feed: Feed, count: int, ended: bool) -> None:
         ahead, feed.ahead = feed.ahead, []

@@ -91,9 +91,10 @@ class RunRecord:
         self._failures = list(run.first_failures)
         same = (failure for failure in self._failures if failure.error is error)
         self.failure = None if error is None else next(same, None) or Failure(error)
-        self._wall, self._resumed_from = seen.wall(0.0), run.resumed_from
+        self._wall, self._resumed_from, self._created = seen.wall(0.0), run.resumed_from, run.created_at
         self._known, self._declared = run.plan.known(), run.plan.diagram
         self._links = frozenset(run.scheduler.links)
+        self._executors = {task.name: run.plan.executor_of(task.terms) for task in run.scheduler.called}
 
     def let_go(self) -> None:
         """Let go of the errors themselves. No lock held."""
@@ -122,9 +123,12 @@ class RunRecord:
             for name, row in sorted(self._rows().items(), key=lambda entry: place.get(entry[0], len(place)))
         }
         error = None if self.failure is None else self.failure.digest().report()
-        created, finished = self._wall + self.began, wall(self.ended)
+        created = self._wall + self.began if self._created is None else self._created
+        finished = wall(self.ended)
         ids = self.id, self.flow, self.metadata
-        diagram = self._declared().after({name: (row.status, row.runs) for name, row in tasks.items()}, self._links)
+        diagram = self._declared().after(
+            {name: (row.status, row.runs) for name, row in tasks.items()}, self._links, self._executors
+        )
         return RunReport(
             *ids, created, finished, self.status, tasks, self._traces(), error, self._resumed_from, diagram
         )

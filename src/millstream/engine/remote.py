@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from functools import partial
 from threading import current_thread
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,8 @@ class Batch:
             if run.stopping:
                 raise TaskCancelledError(item.id)
             self._told(item)
-            output, requests = lane.outcome(item, item.task.terms.invoke(item, run.context))
+            # What is done to context variables must not be seen by the next one.
+            output, requests = lane.outcome(item, copy_context().run(item.task.terms.invoke, item, run.context))
         except HandedOn:
             pass
         except BaseException as error:

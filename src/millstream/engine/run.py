@@ -70,6 +70,9 @@ FAILED, CANCELLED, SKIPPED = Status.FAILED, Status.CANCELLED, Status.SKIPPED
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
+#: What so many task runs said of themselves is looked through for those that have ended.
+MOST_TOLD = 1000
+
 OnError = Literal["raise", "continue", "log"]
 
 
@@ -96,6 +99,8 @@ class Plan(Protocol):
     def submit(self, run: Any, fn: Any, args: Any, kwargs: Any, depends_on: Any, call_key: str | None) -> Any: ...
     def ended(self, run: FlowRun) -> None: ...
     def diagram(self) -> Diagram: ...
+    def executor_of(self, terms: Any) -> str: ...
+    def show(self, run: FlowRun) -> None: ...
     def hide(self, run: FlowRun) -> None: ...
 
 
@@ -178,7 +183,9 @@ class FlowRun(Waiting):
         self.keeper: Keeper | None = None  #: the same
         self.recall: Recall | None = None  #: of one that goes on from its journal
         self.resumed_from: str | None = None  #: the run that this one was made from
+        self.created_at: float | None = None  #: of one that goes on: when it began at first, since the epoch
         self._progress: dict[Item, TaskProgress] | None = {} if progress else None  # what tasks told; None: nobody asks
+        self._most_told = MOST_TOLD
         self._last_counts: Counts | None = None  # at the end, for the same
         self.blocked = self._attach()
 
@@ -256,9 +263,8 @@ class FlowRun(Waiting):
             assert told is not None, "only a run with a display is asked how far it is"
             if counts is None:
                 counts = self.scheduler.counts()
-            for item in [item for item in told if item.status is not RUNNING]:
-                del told[item]
-                # A worker keeps the item that it had last; a map that waits for its items has no worker.
+            self._forget_told()
+            # A worker keeps the item that it had last; a map that waits for its items has no worker.
             items: list[Any] = [worker.item for lane in self._lanes.values() for worker in lane.crew]
             under_way = [item for item in items if item is not None and type(item.extra) is not Spread]
             running = sum(item.status is RUNNING for item in under_way)
@@ -342,12 +348,12 @@ class FlowRun(Waiting):
         Raises:
             FlowError: they cannot be scheduled; the run has ended then.
         """
-        self.observer.expect()
-        if self._entrance is not None:
-            self.variables.run(self._entrance.run)
+        self.expect()
         with self.monitor:
-            if self.stopping:
-                return  # it was cancelled before it began
+            if self.stopping:  # it was cancelled before it began
+                if self._entrance is not None:
+                    self.observer.never_began_run()
+                return
             self.observer.run_began()
             try:
                 self.scheduler.start(requests)
@@ -372,6 +378,14 @@ class FlowRun(Waiting):
                 expire = partial(self._end_early, Status.FAILED, RunTimeoutError(self.id, timeout))
                 self._timers.append(self.clock.call_at(self.deadline, partial(self.monitor.post, expire)))
             self._after()
+
+    def expect(self) -> None:
+        """The run is about to begin: those who watch it shall be there. No lock held."""
+        self.observer.expect()
+        if self._progress is not None:
+            self.plan.show(self)
+        if self._entrance is not None:
+            self.variables.run(self._entrance.run)
 
     # ---- steps: every method from here on is called under the monitor, unless it says otherwise --
 
@@ -417,7 +431,7 @@ class FlowRun(Waiting):
         task.output = output
         task.ended = now = self.clock.now() if at is None else at
         if task.watched:
-            if extra is not None or not task.terms.unseen:
+            if extra is not None or not task.terms.unseen or self._entrance is not None:
                 self._attempt_over(item, output)
             self.observer.attempt_succeeded(item, output, now)
         if feed is not None:
@@ -782,6 +796,7 @@ class FlowRun(Waiting):
 
         self.scheduler.keys, self.scheduler.recalls = keys, True
         self.recall = Recall(self, reader, entries, known, was)
+        self.created_at = None if was is None else was.created_at
 
     # ---- submitted calls ------------------------------------------------------------------------
 
@@ -894,6 +909,15 @@ class FlowRun(Waiting):
             if self._progress is not None:
                 self._progress.pop(item, None)  # the one that told last comes last
                 self._progress[item] = TaskProgress(item.id, done, total)
+                if len(self._progress) > self._most_told:  # nobody looks: the display has ended
+                    self._forget_told()
+                    self._most_told = max(MOST_TOLD, 2 * len(self._progress))
+
+    def _forget_told(self) -> None:
+        """What task runs that have ended said of themselves is of no use any more."""
+        told = self._progress or {}
+        for item in [item for item in told if item.status is not RUNNING]:
+            del told[item]
 
     def start_time(self, item: Item) -> None:
         """The time of an attempt begins."""
@@ -907,7 +931,7 @@ class FlowRun(Waiting):
         item.limit = math.inf
 
     def _attempt_over(self, item: Item, output: Any) -> None:
-        """An attempt that has a timeout, uses limits, or is that of a submitted call succeeded."""
+        """An attempt succeeded that has a timeout, limits or variables of its own, or is that of a submitted call."""
         terms = item.task.terms
         if terms.timeout is not None:
             item.timer.cancel()
@@ -915,6 +939,7 @@ class FlowRun(Waiting):
             self._give_back([item])
         if isinstance(item.extra, Call):
             item.extra.succeed(self, output)
+        if getattr(item, "variables", None) is not None:
             item.variables = None  # they have the task run as the current one: no circle
 
     def _attempt_failed(self, item: Item, error: BaseException, delay: float | None, status: Status) -> None:
@@ -924,7 +949,7 @@ class FlowRun(Waiting):
             timer.cancel()
         if delay is None:
             task.ended = self.clock.now()
-        if isinstance(item.extra, Call):
+        if getattr(item, "variables", None) is not None:
             item.variables = None  # as above
         self._give_back([item])
         # What was given up since the run ends is no failure of its own.
@@ -1158,11 +1183,10 @@ class FlowRun(Waiting):
         if self.journal is not None:
             self.context._journals = tuple(each for each in self.context._journals if each is not self.journal)
         later.append((self._deliver, (why,)))
-        tasks = self.scheduler.states()
         if self._progress is not None:
             self._last_counts = self.scheduler.counts()
+        self.record = RunRecord(self, self.scheduler.states(), why)
         self.scheduler.forget()
-        self.record = RunRecord(self, tasks, why)
         later.append((self.record.let_go, ()))
         self._lanes, self._only_lane, self._newest_lane, self._called = {}, NO_LANE, None, {}
 

@@ -23,6 +23,7 @@ from millstream.events import (
     Hook,
     RunEndEvent,
     RunStartEvent,
+    TaskCancelEvent,
     TaskCoalescedEvent,
     TaskFailureEvent,
     TaskProgressEvent,
@@ -124,7 +125,8 @@ class Listener:
         if type(event) is RunEndEvent:
             self.queue.append(event)
         else:
-            self._dropped += 1
+            with self._lock:
+                self._dropped += 1
 
     def run_began(self) -> None:
         with self._lock:
@@ -184,7 +186,8 @@ class Listener:
 
     def _rest(self) -> bool:
         """Nothing waits: sleep until something does; False when the thread is not needed any more."""
-        dropped, self._dropped = self._dropped, 0
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
         if dropped:
             self._log(logging.WARNING, "%s was too slow: %d events were dropped.", shown(self._hook), dropped)
         with self._lock:
@@ -304,6 +307,7 @@ LEVELS: dict[type, int] = {
     TaskSuccessEvent: logging.INFO,
     TaskRetryEvent: logging.INFO,
     TaskSkipEvent: logging.INFO,
+    TaskCancelEvent: logging.INFO,
     TaskFailureEvent: logging.WARNING,
     TaskCoalescedEvent: logging.WARNING,
     TaskProgressEvent: logging.DEBUG,
@@ -323,6 +327,8 @@ def _said(event: Any) -> tuple[Any, ...]:
         return ("Task %s is tried again, attempt %d in %.3f s", event.id, event.attempt, event.delay)
     if isinstance(event, TaskSkipEvent):
         return ("Task %s was skipped: %s", event.id, event.reason)
+    if isinstance(event, TaskCancelEvent):
+        return ("Task %s was cancelled after %.3f s", event.id, event.duration)
     if isinstance(event, TaskCoalescedEvent):
         return (
             "A request for task %s was dropped, since one with other inputs is pending or running; "

@@ -113,5 +113,7 @@ class Executors:
 
 def name_of_class(executor: type) -> str:
     """Return what the executors of a class are called: ``thread pool`` for ``ThreadPoolExecutor``."""
-    words = "".join(f" {sign}" if sign.isupper() else sign for sign in executor.__name__.strip("_"))
-    return words.lower().strip().removesuffix(" executor")
+    import re  # only for pictures, and not small
+
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", executor.__name__)
+    return " ".join(words).lower().removesuffix(" executor")

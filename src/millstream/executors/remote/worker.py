@@ -411,7 +411,7 @@ class RemoteRun:
         """Call what a hook wants to be called before the task; it may be broken."""
         try:
             pickle.loads(enter)()
-        except Exception:
+        except BaseException:  # as where hooks are called
             logging.getLogger("millstream").exception("What a hook has sent along with task %s failed", self.id)
 
     def _decoded(self, target: Any, given: Any) -> tuple[Any, Iterable[Any], Mapping[str, Any]]:

@@ -158,7 +158,7 @@ _Display = Log | Line | libraries.Library
 
 def _simple(stream: TextIO) -> Log | Line:
     """Return the display that needs no library."""
-    if not stream.isatty() or os.environ.get("TERM", "dumb") in ("dumb", ""):
+    if not getattr(stream, "isatty", bool)() or os.environ.get("TERM", "dumb") in ("dumb", ""):
         return Log(stream)
     try:
         columns, rows = os.get_terminal_size(stream.fileno())

@@ -47,7 +47,7 @@ def takes(stream: TextIO, wait: float = 0.0) -> bool:
     """Whether a stream takes output within so many seconds, as far as is known."""
     try:
         return bool(select.select([], [stream.fileno()], [], wait)[1])
-    except (OSError, ValueError):  # no file, or none that can be asked; or closed, which writing will tell
+    except (OSError, ValueError, AttributeError):  # no file, or none that can be asked; closed, which writing tells
         return True
 
 
