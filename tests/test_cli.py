@@ -1603,3 +1603,29 @@ def test_progress_goes_to_standard_error(here):
     *_, last = done.err.splitlines()
     assert last.startswith("monday: SUCCESS after ")
     assert "\x1b" not in done.err
+
+
+@pytest.mark.parametrize("path", ["fifo", os.devnull])
+def test_a_report_goes_into_a_file(call, path):
+    """What is no file, and might never be read, is refused before something runs."""
+    os.mkfifo("fifo")
+    write("shop.py", SHOP)
+    assert_told(call("run", "shop:flow", "--report", path), 2, path)
+
+
+@pytest.mark.parametrize(("flow", "code"), [("shop.py", 3), ("steps.py", 1)])
+def test_a_report_that_could_not_be_written_hides_nothing(call, monkeypatch, flow, code):
+    """A full disk is told after what became of the run; a run that has failed keeps its exit code."""
+
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    write("shop.py", SHOP)
+    write("steps.py", STEPS)
+    plain = call("run", flow, "--run-id", "monday")
+    monkeypatch.setattr("millstream.report.RunReport.to_html", full)
+    done = call("run", flow, "--run-id", "monday", "--report", "run.html")
+    assert done.code == code
+    assert done.out == plain.out
+    told = "millstream: The page of run monday could not be written to run.html: [Errno 28] No space left on device.\n"
+    assert done.err == plain.err + told

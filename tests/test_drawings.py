@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from millstream import Flow, NextTask, ProcessExecutor, RunReport, Status, TaskOutput, ThreadExecutor
+from millstream.executors.owned import name_of_class
 from tests.conftest import WATCHDOG
 
 #: Names with every sign that means something in one of the two languages, or in HTML; no task has a # in its name.
@@ -461,6 +462,22 @@ def test_submitted_calls_are_drawn_with_what_they_depend_on():
         assert session.submit(add, one, session.submit(double, 2)).result(WATCHDOG) == 6
         drawn = session.report().diagram
     assert [(edge.source, edge.target, edge.kind) for edge in drawn.edges] == [("double", "add", "dependency")]
+    assert {node.executor for node in drawn.nodes.values()} == {"thread"}
+
+
+@pytest.mark.parametrize("executor", ["inline", "asyncio", "process"])
+def test_submitted_calls_are_drawn_where_they_were_called(executor):
+    """A function that no flow has registered has the shape of the executor that called it."""
+    with Flow(executor) as flow, flow.session() as session:
+        assert session.submit(len, "abc").result(WATCHDOG) == 3
+    expected = "thread" if executor == "asyncio" else executor
+    assert {node.executor for node in session.report().diagram.nodes.values()} <= {executor, expected}
+
+
+def test_the_words_of_a_class_name():
+    """Abbreviations stay one word."""
+    names = {"URLExecutor": "url", "MyHTTPThreadExecutor": "my http thread", "_ReusablePoolExecutor": "reusable pool"}
+    assert {name: name_of_class(type(name, (), {})) for name in names} == names
 
 
 def test_notebooks_show_drawings():

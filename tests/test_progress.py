@@ -882,6 +882,36 @@ def test_a_library_draws(name, total):
         assert terminal.region is None
 
 
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_keeps_what_others_print(name):
+    """What was printed without an end stays, the end of another run is a line of its own, and no stream stays taken."""
+    library(name)
+    source = """
+        from millstream.show.progress.libraries import Library
+
+        Library.beat = 0.01
+        print("Loading the orders ... ", end="", flush=True)
+        display = Progress("orders", run)
+        display.begin()
+        told()
+        second = shown(Run(), "second")
+        second.close(Status.SUCCESS)
+        kept = sys.stdout
+        print("half", end="")
+        display.close(Status.SUCCESS)
+        print(type(kept).__name__, "and", type(sys.stdout).__name__, file=kept)
+    """
+    with Terminal(source, hidden=LIBRARIES[name], columns=140) as terminal:
+        terminal.until(lambda: "3 running" in terminal.text())
+        terminal.tell()
+        lines = terminal.end().lines()
+        assert lines[0] == "Loading the orders ..."
+        assert lines[1].startswith("second: SUCCESS")
+        assert lines[2].startswith("half")
+        assert lines[-2].startswith("orders: SUCCESS after ")
+        assert lines[-1] == "StandIn and TextIOWrapper"
+
+
 def test_what_goes_elsewhere_is_not_redirected():
     """rich takes only what goes to its terminal: stdout in a file stays there, and a forked child prints by itself."""
     library("rich")

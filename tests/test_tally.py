@@ -1,6 +1,7 @@
 """``progress=True``: what a display is told of a run, counted while tasks stand still, on every executor."""
 
 import asyncio
+import contextlib
 import re
 import threading
 
@@ -259,10 +260,9 @@ def test_every_way_to_run_shows_it(way, capsys, tmp_path):
                 session.submit(len, "a")
         else:
             flow.run("work", run_id="monday")
-            flow.start("work", resume=None, run_id="tuesday").wait(WATCHDOG)
-            flow.run(resume="monday", progress=True)
+            flow.resume("monday", progress=True)
         said = capsys.readouterr().err
-        assert re.search(r"^\S+: SUCCESS after .*1 done", said, re.MULTILINE), said
+        assert re.fullmatch(r"\S+: SUCCESS after .*1 done", said.splitlines()[-1]), said
         assert_gone(engine_threads("millstream-progress"))
 
 
@@ -356,3 +356,33 @@ def test_an_attempt_ends_when_its_worker_says_so(gate):
         assert (first.task, after.task) == ("first", "last")
         assert first.finished_at <= after.started_at
         assert len(rows_of(run.report())) == 1
+
+
+def test_what_many_tasks_say_is_not_kept(monkeypatch):
+    """When nobody looks any more, what task runs have said of themselves goes all the same."""
+    monkeypatch.setattr("sys.stderr", None)
+    with Flow(max_workers=2) as flow:
+        flow.add_task("fan", fan(5000))
+        flow.add_task("work", lambda: current_task().progress(1, 2))
+        run = flow.start("fan", progress=True)
+        run.result(WATCHDOG)
+        assert len(run._progress) <= 2000
+
+
+def test_a_stream_without_a_file_is_a_log():
+    """Whatever stands in for standard error and can be written to gets the lines."""
+
+    class Tee:
+        said = ""
+
+        def write(self, text):
+            self.said += text
+
+        def flush(self):
+            pass
+
+    tee = Tee()
+    with contextlib.redirect_stderr(tee), Flow("thread") as flow:
+        flow.add_task("work", lambda: 1)
+        flow.run("work", progress=True, run_id="monday")
+    assert tee.said.startswith("monday: SUCCESS after ")

@@ -72,9 +72,25 @@ def write(stream: TextIO, text: str) -> None:
 
 def write_summary(stream: TextIO, state: State, status: Status) -> None:
     """Write how a run ended on a terminal, as a line of its own."""
+    text = summary(state, status, os.get_terminal_size(stream.fileno()).columns - 1)
+    if speaker is not None:
+        speaker(text)
+    else:
+        end_row(stream)
+        write(stream, f"{text}\n")
+
+
+#: Prints a line by way of a library that draws where the cursor is, while one does.
+speaker: Callable[[str], object] | None = None
+
+
+def end_row(stream: TextIO) -> None:
+    """Go to the beginning of a row, a new one if something is in the cursor's row already.
+
+    As shells do it: a row of spaces ends in a new row only then.
+    """
     columns = os.get_terminal_size(stream.fileno()).columns
-    # As shells do it: a row of spaces ends in a new row only if there is something in the cursor's row already.
-    write(stream, f"{' ' * columns}\r{summary(state, status, columns - 1)}\n")
+    write(stream, f"{' ' * columns}\r")
 
 
 class Line:
