@@ -4,9 +4,11 @@ The pages are read back by ``html.parser``; what they do in a browser is for ``t
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from millstream import Flow
+from millstream import Flow, MemoryStore, NextTask
 from millstream.diagram import Diagram, TaskNode
 from millstream.show.page import html as pages
 from millstream.show.page.figures import percentile
@@ -359,14 +361,15 @@ attempts = st.lists(
 @settings(max_examples=40, deadline=None)
 def test_the_table_counts_the_attempts(trace):
     """Attempts, retries, failures, percentiles and the total of each task are those of a plain count."""
-    page = read(run({name: row() for name in "abc"}, trace=tuple(trace)))
+    began = {each.task for each in trace}  # one that began, and is not in the trace, did so before it was resumed
+    page = read(run({n: row() if n in began else row(started_at=None) for n in "abc"}, trace=tuple(trace)))
     for name, cells in table(page).items():
         mine = [each for each in trace if each.task == name]
         times = sorted(each.duration for each in mine)
         assert value(cells["Attempts"]) == len(mine)
         assert value(cells["Retries"]) == sum(each.attempt > 1 for each in mine)
         assert value(cells["Failed"]) == sum(each.status is Status.FAILED for each in mine)
-        assert value(cells["Total time"]) == pytest.approx(sum(times), abs=1e-6)
+        assert value(cells["Total time"]) == (pytest.approx(sum(times), abs=1e-6) if times else None)
         assert value(cells["p50"]) == (pytest.approx(times[-(-len(times) // 2) - 1], abs=1e-6) if times else None)
         assert value(cells["p95"]) == (pytest.approx(times[-(-19 * len(times) // 20) - 1], abs=1e-6) if times else None)
     seen = tiles(page)
@@ -399,9 +402,9 @@ def test_the_columns_are_the_attempts(trace):
 
 
 def test_rows_of_workers_are_in_the_order_of_their_names():
-    """A worker with a number comes before one with a larger number."""
+    """A worker with a number comes before one with a larger number, and a map after all of them."""
     trace = [attempt("a", begin, begin + 1, worker=name) for begin, name in enumerate(["w-10", "w-2", "x", "", "2"])]
-    assert data_of(read(run({"a": row()}, trace=tuple(trace))))["rows"] == ["", "2", "w-2", "w-10", "x"]
+    assert data_of(read(run({"a": row()}, trace=tuple(trace))))["rows"] == ["2", "w-2", "w-10", "x", "a (map)"]
 
 
 def test_workers_and_how_many_at_a_time():
@@ -577,9 +580,9 @@ def test_an_empty_run(trace):
 
 
 def test_clocks_that_go_back():
-    """Attempts that seem to begin before the run, or to end before they begin, are shown at its start."""
+    """The timeline begins with what seems to be the first; what ends before it begins takes no time."""
     data = data_of(read(run({"a": row()}, trace=(attempt("a", -5.0, -7.0),), finished_at=CREATED - 3)))
-    assert (data["begin"], data["lasts"], data["total"]) == ([0], [0], 1)
+    assert (data["begin"], data["lasts"], data["total"]) == ([0], [0], 2_000_000)
 
 
 def test_an_instant_beyond_any_calendar():
@@ -640,3 +643,175 @@ def test_the_page_of_a_real_run():
     assert list(table(page)) == ["load", "save"]
     assert table(page)["save"]["Newest result"].text == "'saved'"
     assert len(data_of(page)["task"]) == 2
+
+
+# ---- real runs, beside a plain count ----------------------------------------------------------------------
+
+
+def traced(flow, start, **inputs):
+    """Run a flow to its end, whatever that is; return the report."""
+    with flow, contextlib.suppress(Exception):
+        flow.run(start, inputs or None, trace=True)
+    report = flow.report()
+    # The engine gives the attempt of a map itself no worker.
+    for each in report.trace:
+        maps = {other.id.rpartition("[")[0] for other in report.trace if other.id.endswith("]")}
+        if each.id in maps:
+            each.worker = ""
+    return report
+
+
+def test_equal_failures_of_a_real_run_are_one_group():
+    """However the engine notes where a failure comes from, those of one line are a group."""
+    flow = Flow("inline", name="orders (new)", on_error="continue")
+    names = [*["work"] * 250, "bad", "many", "many"]
+    flow.add_task(
+        "spread", lambda: [NextTask(name, {"payload": number}, spawn_another=True) for number, name in enumerate(names)]
+    )
+
+    def work(payload):
+        raise ConnectionError("no line")
+
+    def bad(payload):
+        raise KeyError("k")
+
+    def many(payload):
+        raise ExceptionGroup("all", [OSError("1"), OSError("2")])
+
+    for action in (work, bad, many):
+        flow.add_task(action.__name__, action)
+    found = [group[:2] for group in failures(read(traced(flow, "spread")))]
+    assert sorted(found) == [("1×", "bad"), ("2×", "many"), ("250×", "work")]
+
+
+def test_timeouts_of_a_map_are_one_group():
+    """Our own errors name the task run in their message: that makes no group of its own."""
+    trace = tuple(
+        failed("a", number, error(f"Task run a#{number} took", "millstream.errors.TaskTimeoutError"))
+        for number in range(1, 4)
+    )
+    assert [group[:2] for group in failures(read(run({"a": row()}, trace=trace)))] == [("3×", "a")]
+
+
+def test_of_very_many_failures_each_kind_is_shown():
+    """What is left out of a page never is the only failure of its task and type."""
+    trace = [failed("a", number, error(f"no. {number}")) for number in range(300)]
+    trace.append(failed("b", 400, error("the cause")))
+    page = read(run({"a": row(), "b": row()}, trace=tuple(trace)))
+    assert len(failures(page)) == pages.MOST_FAILURES
+    assert failures(page)[-1][1] == "b"
+    assert "101 more groups of failures left out." in page.one("section", id="failures").text
+    assert page.all("details", id="failure-199")[0].one("b").text == "b"
+    assert data_of(page)["errors"][-1] == ["ValueError", "the cause", 199]
+
+
+def test_a_map_is_counted_by_its_items():
+    """The map itself, which spans its items, is no attempt, has no worker, and a row of its own."""
+    flow = Flow("thread", name="sizes", max_workers=2)
+    flow.add_task("words", lambda: ["a", "b", "c"])
+    tries = []
+
+    def size(item):
+        tries.append(item)
+        if tries.count("b") == 1 and item == "b":
+            raise OSError(item)
+        return item
+
+    flow.add_task("size", size, for_each="words", retries=1, backoff_base=0.001)
+    report = traced(flow, "words")
+    page = read(report)
+    calls = [each for each in report.trace if each.task == "size" and each.id != "size"]
+    cells, seen, data = table(page)["size"], tiles(page), data_of(page)
+    assert len(calls) == 4
+    assert cells["Runs"].text == "1 of 3 items"
+    assert [value(cells[head]) for head in ("Attempts", "Retries", "Failed")] == [4, 1, 1]
+    assert value(cells["Total time"]) == pytest.approx(sum(each.duration for each in calls), abs=1e-6)
+    assert value(cells["p95"]) == pytest.approx(max(each.duration for each in calls), abs=1e-6)
+    assert (seen["Attempts"], seen["Task runs"]) == ("5", "2and 3 items of maps")
+    assert int(re.match(r"\d+", seen["Workers"])[0]) == len({each.worker for each in report.trace} - {""})
+    assert data["rows"][-1] == "size (map)"
+    assert data["peak"] <= 2
+    (aside,) = data["aside"]
+    assert (data["rows"][data["row"][aside]], data["id"][aside]) == ("size (map)", 0)
+
+
+def test_a_map_never_makes_a_second_row_for_a_worker():
+    """Nor does it in the other drawings."""
+    trace = (
+        attempt("size", 0, 4, worker=""),
+        attempt("size", 0, 2, id="size[0]"),
+        attempt("size", 2, 4, id="size[1]"),
+        attempt("none", 4, 4, worker=""),
+    )
+    report = run({"size": row(), "none": row()}, trace=trace)
+    assert data_of(read(report))["rows"] == ["w-1", "none (map)", "size (map)"]
+    assert tiles(read(report))["At a time"] == "1.0mean, 1 at most"
+    assert value(table(read(report))["none"]["Attempts"]) == 0
+    for text in (report.to_chrome_trace(), report.to_timeline()):
+        assert "size (map)" in text
+        assert "w-1 (2)" not in text
+
+
+def test_a_timeout_is_a_failure():
+    """An attempt that is given up because of its timeout has failed: in figures, columns, buttons and groups."""
+    flow = Flow("thread", on_error="continue")
+    flow.add_task("slow", lambda: time.sleep(0.1), timeout=0.01)
+    page = read(traced(flow, "slow"))
+    assert tiles(page)["Failed"].startswith("1")
+    assert value(table(page)["slow"]["Failed"]) == 1
+    assert [group[:2] for group in failures(page)] == [("1×", "slow")]
+    assert data_of(page)["kinds"] == ["failed"]
+    chips = [each.attributes.get("data-kind") for each in page.all("button", _class="chip")]
+    assert "failed" in chips
+    assert "cancelled" not in chips
+
+
+def test_who_was_told_to_stop_has_not_failed():
+    """Neither an attempt nor a run that was cancelled is a failure."""
+    stopped = error("told to stop", "millstream.errors.TaskCancelledError")
+    report = run(
+        {"a": row(Status.ABANDONED, error=stopped)},
+        status=Status.CANCELLED,
+        error=error("cancelled", "millstream.errors.RunCancelledError"),
+        trace=(attempt("a", 0, 1, status=Status.ABANDONED, why=stopped),),
+    )
+    page = read(report)
+    assert not failures(page)
+    assert tiles(page)["Failed"].startswith("0")
+    assert data_of(page)["kinds"] == ["cancelled"]
+
+
+def test_a_resumed_run_keeps_the_order_of_what_ran_before():
+    """The timeline begins with the first that is known; what has no attempt in the trace has its own times."""
+    rows = {
+        "first": row(started_at=CREATED - 20, finished_at=CREATED - 19),
+        "second": row(started_at=CREATED - 10, finished_at=CREATED + 1),
+        "never": row(Status.PENDING, started_at=None, finished_at=None, attempt=0, runs=0),
+    }
+    page = read(run(rows, trace=(attempt("second", 0.5, 1.0),), finished_at=CREATED + 1))
+    first, second, never = table(page).values()
+    assert [value(first[head]) for head in ("Began", "Ended", "Attempts", "p50")] == [0, 1, None, None]
+    assert [value(second[head]) for head in ("Began", "Ended", "Attempts", "p50")] == [10, 21, 1, 0.5]
+    assert (value(never["Attempts"]), never["Total time"].text) == (0, "–")
+    assert (data_of(page)["begin"], data_of(page)["total"]) == ([20_500_000], 21_000_000)
+
+
+def test_a_resumed_run_has_a_page():
+    """A run that failed, was left and is resumed: every task is in the table, in the order in which it ran."""
+    works = []
+
+    def second(first):
+        if not works:
+            raise OSError("gone")
+
+    with Flow("thread", store=MemoryStore()) as flow:
+        flow.add_task("first", lambda: 1)
+        flow.add_task("second", second)
+        with pytest.raises(OSError, match="gone"):
+            flow.run("first", run_id="r")
+        works.append(True)
+        flow.resume("r")
+        report = flow.report()
+    began = {name: value(cells["Began"]) for name, cells in table(read(report)).items()}
+    assert 0 <= began["first"] < began["second"]
+    assert data_of(read(report))["begin"][0] >= 0

@@ -1,8 +1,8 @@
 """The timeline of a run as one self-contained SVG text, for documents and notebooks.
 
-Every worker is a row, every attempt a bar. What is too small to be seen, or too much to be read, is put together or
-left out, and the drawing says so: its size has a limit, whatever the run was. May import: report, values, timeline,
-markup, status.
+Every worker is a row, so is every map, and every attempt a bar. What is too small to be seen, or too much to be read,
+is put together or left out, and the drawing says so: its size has a limit, whatever the run was. May import: report,
+values, timeline, markup, status.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from millstream.report import RunReport, TaskTrace
 from millstream.show.markup import escaped, number, opened, shortened, style, text_width
 from millstream.show.status import GLYPHS
-from millstream.show.timeline import Timeline
+from millstream.show.timeline import Timeline, earliest
 from millstream.values import Status
 
 _WIDTH = 960.0  #: of the whole, in pixels
@@ -95,9 +95,9 @@ def timeline_drawn(report: RunReport, *, most: int = 2000, embedded: bool = Fals
     """
     if report.trace is None:
         raise ValueError(f"Run {report.run_id} kept no trace: run it with trace=True.")
-    timeline = Timeline(report.created_at, report.trace)
+    timeline = Timeline(earliest(report), report.trace)
     rows = timeline.rows[:_MOST_ROWS]
-    finished = 0 if report.finished_at is None else round((report.finished_at - report.created_at) * 1e9)
+    finished = 0 if report.finished_at is None else round((report.finished_at - timeline.origin) * 1e9)
     end = max([1, finished, *(bar.end for bar in timeline.bars)])
     left = max([40.0, *(text_width(shortened(name, _SIZE, _LABELS), _SIZE) for name in rows)]) + 24
     scale = (_WIDTH - left - 24) / end

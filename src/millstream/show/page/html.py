@@ -27,14 +27,22 @@ from typing import Any
 from millstream.diagram import Diagram, TaskEdge, TaskNode
 from millstream.events import shown
 from millstream.report import ErrorReport, RunReport, TaskReport
-from millstream.show.page.figures import Failure, Figures, TaskFigures, offsets, peak, percentile
+from millstream.show.page.figures import (
+    KINDS,
+    MOST_FAILURES,
+    Failure,
+    Figures,
+    TaskFigures,
+    kind_of,
+    peak,
+    percentile,
+)
 from millstream.show.svg import STYLE, drawn
 from millstream.values import Status
 
 LONGEST_NAME = 200  #: characters of a name, an id or a worker
 LONGEST_RESULT = 300  #: characters of a result, or of a value of the metadata
 LONGEST_TRACEBACK = 20_000  #: characters; more is what endless recursion or a huge message makes
-MOST_FAILURES = 200  #: groups
 MOST_FACTS = 100  #: entries of the metadata
 MOST_ROWS = 1000  #: tasks in the table
 MOST_DRAWN = 500  #: tasks in the graph: more of them nobody can read
@@ -44,15 +52,6 @@ _BRIEF = 28
 
 #: What has no sign of its own, or cannot be written as UTF-8.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-
-#: What the buttons above the timeline choose by, and what it means for a status.
-_CHIPS = {
-    "succeeded": {Status.SUCCESS},
-    "failed": {Status.FAILED},
-    "cancelled": {Status.CANCELLED, Status.ABANDONED},
-    "skipped": {Status.SKIPPED},
-    "unfinished": {Status.PENDING, Status.RUNNING},
-}
 
 
 def page(report: RunReport) -> str:
@@ -199,7 +198,8 @@ def _data(figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
     ``begin`` has the distance of each bar from the one before. An error is the number of its text.
     """
     bars = figures.timeline.bars
-    states = {str(status): number for number, status in enumerate(Status)}
+    ends = [(str(bar.attempt.status), kind) for bar, kind in zip(bars, figures.kinds, strict=True)]
+    states = {end: number for number, end in enumerate(dict.fromkeys(ends))}
     begins = [bar.begin // 1000 for bar in bars]
     order = _order(figures)
     place = {row: number for number, row in enumerate(order)}
@@ -213,16 +213,18 @@ def _data(figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
     return {
         "traced": figures.traced,
         "total": max(1, round(figures.length * 1e6)),
-        "peak": peak(bars),
+        "peak": peak(figures.attempts),
         "tasks": [plain(name) for name in names],
-        "states": list(states),
+        "states": [status for status, _ in states],
+        "kinds": [kind for _, kind in states],
+        "aside": [number for number, bar in enumerate(bars) if not bar.counts],
         "rows": [plain(figures.timeline.rows[row]) for row in order],
         "errors": list(errors),
         "failed": failed,
         "task": [names[bar.attempt.task] for bar in bars],
         "id": [_short_id(bar.attempt.task, bar.attempt.id) for bar in bars],
         "attempt": [bar.attempt.attempt for bar in bars],
-        "state": [states[bar.attempt.status] for bar in bars],
+        "state": [states[end] for end in ends],
         "row": [place[bar.row] for bar in bars],
         "begin": [begin - before for begin, before in zip(begins, [0, *begins], strict=False)],
         "lasts": [max(0, bar.end // 1000 - begin) for bar, begin in zip(bars, begins, strict=True)],
@@ -230,13 +232,14 @@ def _data(figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _order(figures: Figures) -> list[int]:
-    """Return the rows of the timeline by name, ``worker-2`` before ``worker-10``; rows of tasks by their beginning."""
+    """Return the rows by name, ``worker-2`` before ``worker-10``, maps last; without a trace by their beginning."""
     rows = figures.timeline.rows
     if not figures.traced:
         return list(range(len(rows)))
     parts = [re.split(r"([0-9]{1,9})", name) for name in rows]  # words and numbers by turns
     keys = [tuple(int(part) if at % 2 else part for at, part in enumerate(each)) for each in parts]
-    return sorted(range(len(rows)), key=lambda row: keys[row])
+    aside = {bar.row for bar in figures.timeline.bars if not bar.counts}
+    return sorted(range(len(rows)), key=lambda row: (row in aside, keys[row]))
 
 
 def _short_id(task: str, id: str) -> int | str:
@@ -270,7 +273,7 @@ def _tiles(report: RunReport, figures: Figures) -> str:
         ("Began", *_instant(report.created_at)),
         ("Duration", lasted(None if ended is None else max(0.0, ended - report.created_at)), _still(report)),
         ("Tasks", f"{len(report.tasks):,}", ""),
-        ("Task runs", f"{sum(row.runs for row in report.tasks.values()):,}", ""),
+        ("Task runs", f"{sum(row.runs for row in report.tasks.values()):,}", _items_of_all(figures)),
     ]
     tiles += _traced_tiles(figures) if figures.traced else _row_tiles(report)
     if report.resumed_from is not None:
@@ -281,19 +284,25 @@ def _tiles(report: RunReport, figures: Figures) -> str:
     )
 
 
+def _items_of_all(figures: Figures) -> str:
+    """Return how many items the maps had."""
+    items = sum(len(task.items) for task in figures.tasks.values())
+    return f"and {_counted(items, 'item')} of maps" if items else ""
+
+
 def _still(report: RunReport) -> str:
     return "it has not ended" if report.finished_at is None else ""
 
 
 def _row_tiles(report: RunReport) -> list[tuple[str, str, str]]:
     """Return what is known of attempts without a trace."""
-    failed = sum(row.status is Status.FAILED for row in report.tasks.values())
+    failed = sum(kind_of(row.status, row.error) == "failed" for row in report.tasks.values())
     return [("Attempts", "–", "no trace"), ("Failed", _alarming(failed), _plural(failed, "task")), ("Retries", "–", "")]
 
 
 def _traced_tiles(figures: Figures) -> list[tuple[str, str, str]]:
     """Return what only a trace knows."""
-    tasks, bars = figures.tasks.values(), figures.timeline.bars
+    tasks, bars = figures.tasks.values(), figures.attempts
     failed, mean, busiest = sum(task.failures for task in tasks), figures.mean_parallelism(), figures.busiest()
     tiles = [
         ("Attempts", f"{len(bars):,}", ""),
@@ -345,8 +354,8 @@ def _message(error: ErrorReport) -> str:
 
 def _chips(report: RunReport, figures: Figures) -> str:
     """Return a button for each status that there is."""
-    present = {row.status for row in report.tasks.values()} | {bar.attempt.status for bar in figures.timeline.bars}
-    kinds = [kind for kind, states in _CHIPS.items() if states & present]
+    present = {kind_of(row.status, row.error) for row in report.tasks.values()} | set(figures.kinds)
+    kinds = [kind for kind in KINDS if kind in present]
     if any(task.retries for task in figures.tasks.values()) or any(row.attempt > 1 for row in report.tasks.values()):
         kinds.append("retried")
     return "".join(
@@ -389,12 +398,11 @@ def _presentable(diagram: Diagram) -> Diagram:
 
 def _legend(figures: Figures, names: Mapping[str, int]) -> str:
     """Return the colours of the first tasks that have bars (the table has those of all), and of what went wrong."""
-    timed = [name for name, task in figures.tasks.items() if task.durations]
+    timed = [name for name, task in figures.tasks.items() if task.was_seen]
     keys = [f"{_swatch(names[name])}{said(name, 40)}" for name in timed[:10]]
     keys += [f"and {len(timed) - 10:,} more"] if len(timed) > 10 else []
-    states = {bar.attempt.status for bar in figures.timeline.bars}
-    keys += ['<i class="swatch red"></i>failed'] if Status.FAILED in states else []
-    keys += ['<i class="swatch hatched"></i>cancelled or abandoned'] if states & _CHIPS["cancelled"] else []
+    keys += ['<i class="swatch red"></i>failed'] if "failed" in figures.kinds else []
+    keys += ['<i class="swatch hatched"></i>cancelled or abandoned'] if "cancelled" in figures.kinds else []
     return "".join(f"<li>{key}</li>" for key in keys)
 
 
@@ -415,9 +423,7 @@ _COLUMNS = (
 def _tasks(report: RunReport, figures: Figures, names: Mapping[str, int]) -> str:
     """Return the table of the tasks."""
     whole = max((sum(task.durations) for task in figures.tasks.values()), default=0.0)
-    rows = [
-        _row(report, name, task, figures.traced, names[name], whole) for name, task in _chosen(report, figures).items()
-    ]
+    rows = [_row(report, figures, name, names[name], whole) for name in _chosen(report, figures)]
     head = "".join(
         f'<th scope="col"{_numeric(column)}><button type="button">{column}</button></th>' for column in _COLUMNS
     )
@@ -446,19 +452,24 @@ def _chosen(report: RunReport, figures: Figures) -> dict[str, TaskFigures]:
     return {name: task for name, task in figures.tasks.items() if name in chosen}
 
 
-def _row(report: RunReport, name: str, task: TaskFigures, traced: bool, number: int, whole: float) -> str:
-    """Return one task as a row of the table."""
-    row, times = report.tasks.get(name), sorted(task.durations)
-    began, ended = offsets(report, row)
+def _row(report: RunReport, figures: Figures, name: str, number: int, whole: float) -> str:
+    """Return one task as a row of the table.
+
+    A task that ran before the run was resumed has no attempts in the trace: how many they were is not known.
+    """
+    row, task = report.tasks.get(name), figures.tasks[name]
+    times = sorted(task.durations)
+    ran_before = not task.was_seen and row is not None and row.started_at is not None
+    known = figures.traced and not ran_before
     node = None if report.diagram is None else report.diagram.nodes.get(name)
     cells = [
         f"<td>{'–' if row is None else _badge(row.status)}</td>",
-        _number(None if row is None else row.runs),
-        *(_number(figure if traced else None) for figure in (len(times), task.retries, task.failures)),
-        *(_time(percentile(times, percent) if traced else None) for percent in (50, 95)),
-        _total(sum(times) if traced else None, whole),
-        _time(began),
-        _time(ended),
+        _runs(row, task),
+        *(_number(figure if known else None) for figure in (len(times), task.retries, task.failures)),
+        *(_time(percentile(times, percent) if known else None) for percent in (50, 95)),
+        _total(sum(times) if known and times else None, whole),
+        _time(figures.offset(None if row is None else row.started_at)),
+        _time(figures.offset(None if row is None else row.finished_at)),
         f"<td>{'–' if node is None else said(node.executor)}</td>",
         f"<td>{_result(row)}</td>",
     ]
@@ -469,10 +480,18 @@ def _row(report: RunReport, name: str, task: TaskFigures, traced: bool, number: 
 
 def _kinds(row: TaskReport | None, task: TaskFigures) -> list[str]:
     """Return the buttons above the timeline that choose a task."""
-    kinds = [kind for kind, states in _CHIPS.items() if row is not None and row.status in states]
+    kinds = [] if row is None else [kind_of(row.status, row.error)]
     if task.failures and "failed" not in kinds:
         kinds.append("failed")
     return [*kinds, "retried"] if task.retries or (row is not None and row.attempt > 1) else kinds
+
+
+def _runs(row: TaskReport | None, task: TaskFigures) -> str:
+    """Return how many task runs have ended, and of a map also how many items that were."""
+    if row is None or not task.items:
+        return _number(None if row is None else row.runs)
+    items = _counted(len(task.items), "item")
+    return f'<td class="n" data-v="{row.runs}">{row.runs:,} <small>of {items}</small></td>'
 
 
 def _number(number: int | None) -> str:

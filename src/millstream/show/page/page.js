@@ -23,11 +23,11 @@
     end[i] = at + data.lasts[i];
   }
   for (const [bar, text] of data.failed) error[bar] = text;
-  const KINDS = {
-    SUCCESS: "succeeded", FAILED: "failed", CANCELLED: "cancelled", ABANDONED: "cancelled", SKIPPED: "skipped",
-  };
-  const kinds = data.states.map((state) => KINDS[state] || "unfinished");
+  const kinds = data.kinds; // how each of the states is chosen by the buttons; figures.py says which is which
   const kind = (bar) => kinds[data.state[bar]];
+  const counts = new Uint8Array(count).fill(1); // 0 for a map, which spans the attempts of its items
+  for (const bar of data.aside) counts[bar] = 0;
+  const attempts = count - data.aside.length;
   const idOf = (bar) => {
     const id = data.id[bar], name = data.tasks[data.task[bar]];
     return typeof id === "string" ? id : id ? `${name}#${id}` : name;
@@ -76,7 +76,7 @@
         (!filter.kind || (filter.kind === "retried" ? retried[i] : kind(i) === filter.kind));
       mask[i] = fits ? 1 : 0;
       if (!fits) continue;
-      passed++;
+      passed += counts[i];
       hasBars[task] = 1;
       if (error[i] >= 0) known.add(data.errors[error[i]][2]);
     }
@@ -92,7 +92,7 @@
 
   function foundText(passed) {
     const tasks = `${rows.filter((each) => !each.row.hidden).length} of ${rows.length} tasks`;
-    return data.traced ? `${tasks} · ${passed.toLocaleString("en")} of ${count.toLocaleString("en")} attempts` : tasks;
+    return data.traced ? `${tasks} · ${passed.toLocaleString("en")} of ${attempts.toLocaleString("en")} attempts` : tasks;
   }
 
   const isOpen = () => !filter.text && !filter.kind && filter.task < 0;
@@ -268,7 +268,7 @@
   for (let i = 0; i < count; i++) {
     const wide = total / STEPS, last = Math.min(STEPS - 1, Math.floor(end[i] / wide));
     const first = Math.min(last, Math.floor(begin[i] / wide));
-    for (let step = first; step <= last; step++) {
+    for (let step = first; counts[i] && step <= last; step++) {
       load[step] += Math.max(0, Math.min(end[i], (step + 1) * wide) - Math.max(begin[i], step * wide)) / wide;
     }
     if (kind(i) === "failed") failing[last] = 1;
