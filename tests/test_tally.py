@@ -386,3 +386,16 @@ def test_a_stream_without_a_file_is_a_log():
         flow.add_task("work", lambda: 1)
         flow.run("work", progress=True, run_id="monday")
     assert tee.said.startswith("monday: SUCCESS after ")
+
+
+def test_a_map_itself_has_no_worker():
+    """Its items have; so nobody is busy with two attempts at once."""
+    with Flow(max_workers=1) as flow:
+        flow.add_task("items", lambda: [1, 2, 3])
+        flow.add_task("each", lambda item: item, for_each="items")
+        run = flow.start(trace=True)
+        run.result(WATCHDOG)
+        workers = {attempt.id: attempt.worker for attempt in run.report().trace}
+    assert workers.pop("each") == ""
+    assert set(workers) == {"items", "each[0]", "each[1]", "each[2]"}
+    assert all(workers.values())

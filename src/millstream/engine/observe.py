@@ -119,8 +119,6 @@ class Observer:
     def attempt_succeeded(self, item: Item, output: Any, now: float) -> None:
         name, (told, where), since = item.task.name, item.seen, item.since
         if self.trace is not None:
-            if item.task.each is not None:
-                where = ""  # a map: its items have workers
             self.trace.append((name, told, item.attempt, SUCCESS, since, now, where, None))
         if self._successes is not None:
             at = self.epoch + now
@@ -139,7 +137,6 @@ class Observer:
         if self.trace is not None:
             failure = None if status is Status.CANCELLED else Failure(error)
             told, where = getattr(item, "seen", (item.id, ""))
-            where = "" if item.task.each is not None else where
             self.trace.append((item.task.name, told, item.attempt, status, since, now, where, failure))
             if failure is not None:  # the error itself keeps all its frames alive
                 self._monitor.later.append((failure.digest, ()))

@@ -82,6 +82,7 @@ class RunRecord:
         self.began, self.ended, self.status = seen.began_at, seen.ended_at, run.status
         self._trace = None if seen.trace is None else tuple(seen.trace)
         self._finished = run.finished
+        self._maps = frozenset(task.name for task in tasks if task.each is not None)
         self._expected = set() if run.finished else {task.name for task in tasks if run.expects(task)}
         # Rows are made of these when somebody asks for a report. One object goes as one comes: else the
         # garbage collector would look through everything once more.
@@ -140,6 +141,8 @@ class RunRecord:
         said: list[TaskTrace] = []
         for task, task_id, attempt, status, began, ended, worker, failure in self._trace:
             error = None if failure is None else failure.digest().report()
+            if task in self._maps and (task_id == task or task_id.removeprefix(f"{task}#").isdigit()):
+                worker = ""  # the map itself: its items have workers
             said.append(TaskTrace(task, task_id, attempt, status, wall + began, wall + ended, worker, error))
         return tuple(said)
 
