@@ -24,14 +24,19 @@ _NARROW, _USUAL, _BROAD = 0.34, 0.6, 0.86
 _WIDTHS = dict.fromkeys("iljtfrI.,:;!|'`()[]{}/\\ ", _NARROW) | dict.fromkeys("mwMW@%", _BROAD)
 
 
+def exact(text: str) -> str:
+    """Return a text as a plain ``str``: names and what a ``repr`` gives may be of a class whose methods do anything."""
+    return text if type(text) is str else str.__str__(text)
+
+
 def escaped(text: str) -> str:
     """Return a text as it may stand in XML, between tags or in an attribute; what may not is U+FFFD."""
-    return _ENTITY.sub(lambda found: _ENTITIES[found[0]], _FORBIDDEN.sub("\ufffd", text))
+    return _ENTITY.sub(lambda found: _ENTITIES[found[0]], _FORBIDDEN.sub("\ufffd", exact(text)))
 
 
 def text_width(text: str, size: float) -> float:
     """Return about how wide a text is, in a font of ``size`` pixels."""
-    return size * sum(map(_width, text))
+    return size * sum(map(_width, exact(text)))
 
 
 def _width(char: str) -> float:
@@ -46,7 +51,7 @@ def _width(char: str) -> float:
 
 def shortened(text: str, size: float, most: float) -> str:
     """Return a text on one line that is at most about ``most`` pixels wide, with an ellipsis where it was cut."""
-    text = " ".join(text[:1000].split())
+    text = " ".join(exact(text)[:1000].split())
     if text_width(text, size) <= most:
         return text
     wide = size  # of the ellipsis

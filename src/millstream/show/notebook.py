@@ -1,12 +1,17 @@
-"""What a notebook shows of a run: its drawing, its timeline, its table. May import: report, svg, gantt."""
+"""What a notebook shows of a run: its drawing, its timeline, its table.
+
+May import: report, svg, gantt, timeline, page.
+"""
 
 from __future__ import annotations
 
-import html
-
 from millstream.report import RunReport
 from millstream.show.gantt import timeline_drawn
+from millstream.show.page.html import said
 from millstream.show.svg import drawn
+from millstream.show.timeline import with_exact_texts
+
+_LONGEST = 1_000_000  #: characters of the table
 
 
 def shown(report: RunReport) -> str:
@@ -14,5 +19,5 @@ def shown(report: RunReport) -> str:
     parts = [] if report.diagram is None else [drawn(report.diagram)]
     if report.trace:
         parts.append(timeline_drawn(report))
-    parts.append(f"<pre>{html.escape(report.to_text())}</pre>")
+    parts.append(f"<pre>{said(with_exact_texts(report).to_text(), _LONGEST)}</pre>")
     return "\n".join(parts)

@@ -14,7 +14,7 @@ from math import hypot, sqrt
 
 from millstream.diagram import Diagram, EdgeKind, TaskEdge, TaskNode
 from millstream.show.layout.layers import Box, Layout, Point, laid_out
-from millstream.show.markup import escaped, number, opened, shortened, style, text_width
+from millstream.show.markup import escaped, exact, number, opened, shortened, style, text_width
 from millstream.show.status import GLYPHS
 from millstream.values import Status
 
@@ -121,9 +121,11 @@ def drawn(diagram: Diagram, *, embedded: bool = False) -> str:
     data-target="NAME">``, so that a page can find them.
 
     Args:
-        diagram: what is drawn.
+        diagram: what is drawn. Its tasks are told apart by their keys in ``diagram.nodes``; where that is not the
+            name, which two may share once names are cut, ``data-key`` of an embedded drawing tells.
         embedded: leave out the style, which the page has once for all drawings, and the ground.
     """
+    diagram = exact_diagram(diagram)
     is_run = any(node.status is not None for node in diagram.nodes.values())
     facts = {name: _facts(node) for name, node in diagram.nodes.items()}
     height = 50.0 if any(facts.values()) else 38.0  # the same for all: rows are calmer
@@ -137,11 +139,31 @@ def drawn(diagram: Diagram, *, embedded: bool = False) -> str:
         [
             *opened("ms-diagram", title, width, height, None if embedded else STYLE),
             *(_edge(edge, line, diagram, layout) for edge, line in zip(diagram.edges, layout.lines, strict=True)),
-            *(_task(node, facts[name], layout.boxes[name], is_run) for name, node in diagram.nodes.items()),
+            *(
+                _task(node, facts[key], layout.boxes[key], is_run, key if embedded else None)
+                for key, node in diagram.nodes.items()
+            ),
             *legend[0],
             "</svg>\n",
         ]
     )
+
+
+def exact_diagram(diagram: Diagram) -> Diagram:
+    """Return a diagram with plain texts: see ``markup.exact``."""
+    same = Diagram(exact(diagram.flow), (), ())
+    for key, node in diagram.nodes.items():
+        same.nodes[exact(key)] = TaskNode(
+            exact(node.name),
+            exact(node.executor),
+            is_router=node.is_router,
+            is_mapped=node.is_mapped,
+            description=None if node.description is None else exact(node.description),
+            status=node.status,
+            runs=node.runs,
+        )
+    same.edges = tuple(TaskEdge(exact(edge.source), exact(edge.target), edge.kind) for edge in diagram.edges)
+    return same
 
 
 def _facts(node: TaskNode) -> str:
@@ -163,7 +185,7 @@ def _size(node: TaskNode, facts: str, height: float) -> tuple[float, float]:
 # ---- tasks ----------------------------------------------------------------------------------------
 
 
-def _task(node: TaskNode, facts: str, box: Box, is_run: bool) -> str:
+def _task(node: TaskNode, facts: str, box: Box, is_run: bool, key: str | None) -> str:
     """Return a box with its text."""
     untold = _UNTOUCHED if is_run else _DECLARED
     kind, sign = untold if node.status is None else (_KINDS[node.status], GLYPHS[node.status])
@@ -171,8 +193,9 @@ def _task(node: TaskNode, facts: str, box: Box, is_run: bool) -> str:
     front = box
     if node.is_mapped:
         front = box._replace(width=box.width - _STACK, height=box.height - _STACK)
+    own = "" if key is None else f'data-key="{escaped(key)}" '
     lines = [
-        f'<g class="ms-task {kind}" data-task="{escaped(node.name)}" tabindex="0" role="img" '
+        f'<g class="ms-task {kind}" data-task="{escaped(node.name)}" {own}tabindex="0" role="img" '
         f'aria-label="{escaped(said)}">',
         f"<title>{escaped(said if not node.description else f'{said}{chr(10)}{node.description}')}</title>",
     ]
@@ -241,10 +264,11 @@ def _edge(edge: TaskEdge, line: Sequence[Point], diagram: Diagram, layout: Layou
     """Return a line with its arrow head."""
     ends = {name: (diagram.nodes[name], layout.boxes[name]) for name in (edge.source, edge.target)}
     line = [_inside(line[0], *ends[edge.source]), *line[1:-1], _inside(line[-1], *ends[edge.target])]
-    said = _MEANINGS[edge.kind].format(edge.source, edge.target)
+    source, target = (diagram.nodes[name].name for name in (edge.source, edge.target))
+    said = _MEANINGS[edge.kind].format(source, target)
     return (
-        f'<g class="ms-edge ms-{edge.kind}" data-source="{escaped(edge.source)}" '
-        f'data-target="{escaped(edge.target)}"><title>{escaped(said)}</title>{_arrow(line, edge.kind)}</g>'
+        f'<g class="ms-edge ms-{edge.kind}" data-source="{escaped(source)}" '
+        f'data-target="{escaped(target)}"><title>{escaped(said)}</title>{_arrow(line, edge.kind)}</g>'
     )
 
 

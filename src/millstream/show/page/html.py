@@ -7,7 +7,7 @@ Rule 1: whatever comes from others (names, errors, results, metadata) passes ``s
 Rule 2: the page forbids all but its own script and style, by their hashes, should rule 1 fail one day.
 Rule 3: no value makes the page large. What is long is cut, what is much is counted, and the page says so.
 
-May import: report, diagram, events, values, figures, svg, timeline.
+May import: report, diagram, events, values, figures, svg, timeline, markup.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from html import escape
 from importlib.resources import files
 from itertools import islice
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 from millstream.diagram import Diagram, TaskEdge, TaskNode
 from millstream.events import shown
 from millstream.report import ErrorReport, RunReport, TaskReport
+from millstream.show.markup import exact
 from millstream.show.page.figures import (
     KINDS,
     MOST_FAILURES,
@@ -37,7 +38,8 @@ from millstream.show.page.figures import (
     peak,
     percentile,
 )
-from millstream.show.svg import STYLE, drawn
+from millstream.show.svg import STYLE, drawn, exact_diagram
+from millstream.show.timeline import with_exact_texts
 from millstream.values import Status
 
 LONGEST_NAME = 200  #: characters of a name, an id or a worker
@@ -56,6 +58,8 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 def page(report: RunReport) -> str:
     """Return a run as a page; see ``RunReport.to_html``."""
+    report = with_exact_texts(report)
+    report.diagram = None if report.diagram is None else exact_diagram(report.diagram)
     figures = Figures(report)
     names = {name: number for number, name in enumerate(_names(report, figures))}
     style, script = f"{STYLE}\n{_part('page.css')}", _part("page.js")
@@ -95,7 +99,7 @@ def said(text: object, longest: int = LONGEST_NAME) -> str:
 
 def plain(text: object, longest: int = LONGEST_NAME) -> str:
     """Return a text that is not ours: cut, and with a visible sign for each character that has none."""
-    given = text if isinstance(text, str) else shown(text, str)
+    given = exact(cast(str, text) if issubclass(type(text), str) else shown(text, str))
     if len(given) > longest:
         given = f"{given[: longest - 1]}…"
     return given if given.isprintable() else _UNSEEN.sub(_sign, given)
@@ -375,13 +379,14 @@ def _graph(diagram: Diagram | None, names: Mapping[str, int]) -> str:
     if len(diagram.nodes) > MOST_DRAWN:
         inner = f'<p class="note">A graph of {len(diagram.nodes):,} tasks cannot be read, so it is left out.</p>'
         return f'<section id="graph" aria-labelledby="h-graph"><h2 id="h-graph">Graph</h2>{inner}</section>'
-    return Template(_part("graph.html")).substitute(svg=drawn(_presentable(diagram), embedded=True))
+    return Template(_part("graph.html")).substitute(svg=drawn(_presentable(diagram, names), embedded=True))
 
 
-def _presentable(diagram: Diagram) -> Diagram:
-    """Return a diagram with the names as they stand on the rest of the page, which finds its tasks by them."""
-    nodes = (
-        TaskNode(
+def _presentable(diagram: Diagram, names: Mapping[str, int]) -> Diagram:
+    """Return a diagram with the names as they stand on the rest of the page, and the numbers of the tasks as keys."""
+    result = Diagram(plain(diagram.flow), (), ())
+    for node in diagram.nodes.values():
+        result.nodes[str(names[node.name])] = TaskNode(
             plain(node.name),
             plain(node.executor),
             is_router=node.is_router,
@@ -390,10 +395,10 @@ def _presentable(diagram: Diagram) -> Diagram:
             status=node.status,
             runs=node.runs,
         )
-        for node in diagram.nodes.values()
+    result.edges = tuple(
+        TaskEdge(str(names[edge.source]), str(names[edge.target]), edge.kind) for edge in diagram.edges
     )
-    edges = (TaskEdge(plain(edge.source), plain(edge.target), edge.kind) for edge in diagram.edges)
-    return Diagram(plain(diagram.flow), nodes, edges)
+    return result
 
 
 def _legend(figures: Figures, names: Mapping[str, int]) -> str:

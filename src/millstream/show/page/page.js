@@ -60,8 +60,7 @@
   }));
   rows.forEach((each, order) => { each.order = order; });
   const groups = all(".failure").map((details) => ({ details, task: Number(details.dataset.t) }));
-  const numberOf = new Map(data.tasks.map((name, number) => [name, number]));
-  const nodes = all(".ms-task").map((node) => ({ node, task: numberOf.get(node.dataset.task) ?? -1 }));
+  const nodes = all(".ms-task").map((node) => ({ node, task: Number(node.dataset.key) }));
   const input = byId("filter"), one = byId("one"), found = byId("found"), chips = all(".chip[data-kind]");
 
   function apply() {
@@ -118,8 +117,8 @@
       details.hidden = !(withBars.has(number) ? known.has(number) : byTask);
     });
     for (const { node, task } of nodes) {
-      node.classList.toggle("dimmed", !isOpen() && !(task >= 0 && (visible[task] || filter.task === task)));
-      node.setAttribute("aria-pressed", String(filter.task === task && task >= 0));
+      node.classList.toggle("dimmed", !isOpen() && !(visible[task] || filter.task === task));
+      node.setAttribute("aria-pressed", String(filter.task === task));
     }
   }
 
@@ -659,8 +658,7 @@
   }
 
   function choose(node) {
-    const task = numberOf.get(node.dataset.task);
-    if (task !== undefined) only(task);
+    only(Number(node.dataset.key));
   }
 
   function listenToGraph({ move, resize, fit, real }) {
@@ -725,7 +723,7 @@
     });
   }
 
-  for (const { node, task } of nodes) if (task >= 0) node.setAttribute("role", "button");
+  for (const { node } of nodes) node.setAttribute("role", "button");
   if (svg) listenToGraph(moveGraph());
 
   // ---- sorting ---------------------------------------------------------------------------------------------
