@@ -288,6 +288,50 @@ def test_zoom_by_drag(browser):
     assert browser.view()["shown"] == 6
 
 
+def test_a_drag_that_comes_back_does_nothing(browser):
+    """A drag that ends where it began neither zooms nor chooses, and Esc gives a drag up."""
+    browser.open(small())
+    x, y = browser.place(4.5, 0)
+    browser.at(x, y).click_and_hold().move_by_offset(200, 0).move_by_offset(-199, 0).release().perform()
+    view = browser.view()
+    assert (view["from"], view["to"], view["selected"]) == (0, 10, "")
+    browser.press("/", "clean")
+    browser.at(x, y).click_and_hold().move_by_offset(200, 0).send_keys(Keys.ESCAPE).release().perform()
+    view = browser.view()
+    assert (view["from"], view["to"], view["shown"]) == (0, 10, 3)  # the filter stays: Esc was for the drag
+
+
+def test_escape_shows_everything_again(browser):
+    """Esc takes back filter, zoom and choice; when it hides what has the focus, the filter gets that."""
+    browser.open(small())
+    browser.click_bar(2.5, 1)
+    browser.click('[data-view="in"]')
+    browser.click('.ms-task[data-task="clean"]')
+    browser.run("document.getElementById('one').focus()")
+    browser.press(Keys.ESCAPE)
+    view = browser.view()
+    assert (view["from"], view["to"], view["selected"], view["shown"]) == (0, 10, "", 6)
+    assert browser.focused() == "filter"
+    assert not browser.one("#one").is_displayed()
+
+
+def test_the_rows_go_to_the_first_hit(browser):
+    """Where a filter leaves all rows empty that are seen, the first that is not comes into view; Page Down scrolls."""
+    trace = tuple(attempt("a", 0, 9.0, worker=f"w-{number}", id=f"a#{number + 1}") for number in range(90))
+    browser.open(run({"a": row(runs=90)}, trace=trace))
+    browser.press("/", "a#88")
+    browser.click_bar(5, 28)
+    assert browser.view()["selected"] == "a#88"
+    browser.press(Keys.ESCAPE)
+    browser.run("document.getElementById('canvas').focus()")
+    browser.press(Keys.PAGE_UP, Keys.PAGE_UP, Keys.PAGE_UP)
+    browser.click_bar(5, 0)
+    assert browser.view()["selected"] == "a#1"
+    browser.press(Keys.PAGE_DOWN)
+    browser.click_bar(5, 0)
+    assert browser.view()["selected"] == "a#32"
+
+
 def test_zoom_by_button_and_wheel(browser):
     """The buttons zoom; the wheel does with Ctrl, at the pointer, and without it is left to the page."""
     browser.open(small())
@@ -330,7 +374,10 @@ def test_a_click_on_a_bar_shows_what_it_was(browser):
     said = browser.one("#detail").text
     for part in ("clean#2", "failed", "w-2", "+2.00 s", "1.00 s", "ValueError no paper", "in clean"):
         assert part in said
-    assert browser.one("#detail").get_attribute("aria-live") == "polite"
+    told = browser.run("return document.querySelector('[aria-live]').textContent")
+    assert "clean#2" in told
+    assert "ValueError: no paper" in told
+    assert "in clean" not in told  # nobody listens to a whole traceback
     browser.click_bar(8.0, 0)
     assert "cancelled" in browser.one("#detail").text
     browser.click_bar(1.0, 1)
@@ -506,6 +553,39 @@ def test_a_large_graph_opens_in_a_size_that_can_be_read(browser):
     browser.resize(700)
     browser.settle()
     assert browser.run(hidden) == []
+
+
+def test_tasks_are_counted_that_the_table_has_no_room_for(browser):
+    """The filter says of how many tasks it shows some: of those of the run, not of the rows."""
+    names = [f"t{number}" for number in range(1200)]
+    browser.open(run({name: row(Status.FAILED if name == "t1199" else Status.SUCCESS) for name in names}))
+    browser.press("/", "t")
+    assert browser.one("#found").text == "1,200 of 1,200 tasks"
+    browser.press("1199")
+    assert browser.one("#found").text == "1 of 1,200 tasks"
+    browser.press(Keys.ESCAPE)
+    browser.click('[data-kind="succeeded"]')
+    assert browser.one("#found").text == "1,199 of 1,200 tasks"
+
+
+@pytest.mark.parametrize("width", [641, 760, 900, 1280])
+def test_what_has_the_focus_is_not_covered(browser, width):
+    """Whatever the Tab key reaches, either way, and every heading that is gone to, is clear of the bar."""
+    browser.resize(width, 500)
+    browser.open(many(300))
+    covered = (
+        "const bar = document.getElementById('bar').getBoundingClientRect();"
+        "const e = arguments[0] || document.activeElement;"
+        "const own = e.getBoundingClientRect();"
+        "return !document.getElementById('bar').contains(e) && own.top < bar.bottom - 1 && own.bottom > bar.top"
+    )
+    for section in ("graph", "timeline", "tasks", "failures"):
+        browser.run("location.hash = arguments[0]", section)
+        browser.until(lambda name=section: not browser.run(covered, browser.one(f"#h-{name}")))
+    browser.run("document.querySelector('#rows tbody tr:last-child .only').focus()")
+    for _ in range(12):
+        browser.driver.switch_to.active_element.send_keys(Keys.SHIFT, Keys.TAB)
+        browser.until(lambda: not browser.run(covered))
 
 
 def test_everything_is_reached_by_key(browser):

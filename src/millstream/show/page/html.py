@@ -52,8 +52,8 @@ MOST_DRAWN = 500  #: tasks in the graph: more of them nobody can read
 #: A result up to so many characters stands in its cell as it is; a longer one is folded.
 _BRIEF = 28
 
-#: What has no sign of its own, or cannot be written as UTF-8.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+#: What has no sign of its own, turns round what stands beside it, or cannot be written as UTF-8.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def page(report: RunReport) -> str:
@@ -67,7 +67,7 @@ def page(report: RunReport) -> str:
         policy=_policy(style, script),
         style=style,
         script=script,
-        data=_json(_data(figures, names)),
+        data=_json(_data(report, figures, names)),
         flow=said(report.flow),
         run=said(report.run_id),
         badge=_badge(report.status),
@@ -196,7 +196,7 @@ def _names(report: RunReport, figures: Figures) -> Iterable[str]:
     return dict.fromkeys([*figures.tasks, *nodes])
 
 
-def _data(figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
+def _data(report: RunReport, figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
     """Return the bars as columns of small numbers: microseconds, and places in lists of texts.
 
     ``begin`` has the distance of each bar from the one before. An error is the number of its text.
@@ -219,6 +219,8 @@ def _data(figures: Figures, names: Mapping[str, int]) -> dict[str, Any]:
         "total": max(1, round(figures.length * 1e6)),
         "peak": peak(figures.attempts),
         "tasks": [plain(name) for name in names],
+        "known": len(figures.tasks),
+        "left": _left(report, figures, names),
         "states": [status for status, _ in states],
         "kinds": [kind for _, kind in states],
         "aside": [number for number, bar in enumerate(bars) if not bar.counts],
@@ -455,6 +457,16 @@ def _chosen(report: RunReport, figures: Figures) -> dict[str, TaskFigures]:
 
     chosen = set(sorted(figures.tasks, key=went_well)[:MOST_ROWS])
     return {name: task for name, task in figures.tasks.items() if name in chosen}
+
+
+def _left(report: RunReport, figures: Figures, names: Mapping[str, int]) -> list[tuple[int, str]]:
+    """Return the tasks that the table has no room for, and what chooses them."""
+    chosen = _chosen(report, figures)
+    return [
+        (names[name], " ".join(_kinds(report.tasks.get(name), task)))
+        for name, task in figures.tasks.items()
+        if name not in chosen
+    ]
 
 
 def _row(report: RunReport, figures: Figures, name: str, number: int, whole: float) -> str:

@@ -59,6 +59,8 @@
     row, task: Number(row.dataset.t), kinds: row.dataset.kinds.split(" "), order: 0,
   }));
   rows.forEach((each, order) => { each.order = order; });
+  // Tasks that the table has no room for are counted and chosen all the same.
+  const left = data.left.map(([task, kinds_]) => ({ task, kinds: kinds_.split(" ") }));
   const groups = all(".failure").map((details) => ({ details, task: Number(details.dataset.t) }));
   const nodes = all(".ms-task").map((node) => ({ node, task: Number(node.dataset.key) }));
   const input = byId("filter"), one = byId("one"), found = byId("found"), chips = all(".chip[data-kind]");
@@ -81,17 +83,22 @@
     }
     const visible = applyToRows(named, hasBars);
     applyToRest(visible, known);
+    if (filter.task < 0 && document.activeElement === one) input.focus(); // what is hidden cannot keep the focus
     one.hidden = filter.task < 0;
     if (filter.task >= 0) one.firstElementChild.textContent = data.tasks[filter.task];
     for (const chip of chips) chip.setAttribute("aria-pressed", String(chip.dataset.kind === filter.kind));
-    found.textContent = isOpen() ? "" : foundText(passed);
+    found.textContent = isOpen() ? "" : foundText(passed, visible);
+    hover(-1); // its bar may be left out now
+    seek();
     if (selected >= 0 && !mask[selected]) select(-1);
     ask();
   }
 
-  function foundText(passed) {
-    const tasks = `${rows.filter((each) => !each.row.hidden).length} of ${rows.length} tasks`;
-    return data.traced ? `${tasks} · ${passed.toLocaleString("en")} of ${attempts.toLocaleString("en")} attempts` : tasks;
+  const counted = (number) => number.toLocaleString("en");
+  function foundText(passed, visible) {
+    const of = data.known, seen = visible.subarray(0, of).reduce((sum, each) => sum + each, 0);
+    const tasks = `${counted(seen)} of ${counted(of)} tasks`;
+    return data.traced ? `${tasks} · ${counted(passed)} of ${counted(attempts)} attempts` : tasks;
   }
 
   const isOpen = () => !filter.text && !filter.kind && filter.task < 0;
@@ -99,10 +106,11 @@
   // A row is shown when one of its bars is, or when it fits by itself: a task that never began has no bars.
   function applyToRows(named, hasBars) {
     const visible = hasBars.slice();
-    for (const { row, task, kinds } of rows) {
+    for (const { task, kinds: own } of [...rows, ...left]) {
       const chosen = filter.task < 0 || filter.task === task;
-      const fits = chosen && named[task] && (!filter.kind || kinds.includes(filter.kind));
-      if (fits) visible[task] = 1;
+      if (chosen && named[task] && (!filter.kind || own.includes(filter.kind))) visible[task] = 1;
+    }
+    for (const { row, task } of rows) {
       row.hidden = !visible[task];
       row.classList.toggle("chosen", filter.task === task);
     }
@@ -130,7 +138,20 @@
   function clear() {
     filter.text = filter.kind = input.value = "";
     filter.task = -1;
+    look(0, total);
+    select(-1);
     apply();
+  }
+
+  // Of thousands of rows those that are seen may all be empty: then the first one with a hit is scrolled to.
+  function seek() {
+    let first = Infinity;
+    for (let i = 0; i < count && !isOpen(); i++) {
+      if (!mask[i]) continue;
+      if (data.row[i] >= view.top && data.row[i] < view.top + box.fit) return;
+      first = Math.min(first, data.row[i]);
+    }
+    if (first < Infinity) scroll(first - view.top);
   }
 
   input.addEventListener("input", () => {
@@ -152,8 +173,10 @@
   // ---- the timeline: what is seen ----------------------------------------------------------------------
 
   const canvas = byId("canvas"), context = canvas.getContext("2d"), tip = byId("tip"), detail = byId("detail");
+  const told = byId("told"); // what a screen reader says of the chosen bar: all but the traceback
   const hint = detail.firstElementChild;
   const STRIP = 34, AXIS = 22, TALLEST = 440, SHORTEST_SPAN = Math.min(20, total);
+  const STRIP_LABELS = [data.traced ? "at a time" : "tasks", `${data.peak} at most`];
   const view = { from: 0, to: total, top: 0 };
   const box = { width: 0, gutter: 0, row: 22, fit: 1, scale: 1 };
   let selected = -1, hovered = -1, drag = null, asked = false, colours = {};
@@ -178,7 +201,8 @@
 
   function longestLabel() {
     context.font = font(11.5);
-    return data.rows.slice(0, 500).reduce((most, name) => Math.max(most, context.measureText(name).width), 40);
+    const labels = [...STRIP_LABELS, ...data.rows.slice(0, 500)];
+    return labels.reduce((most, name) => Math.max(most, context.measureText(name).width), 40);
   }
 
   const FAMILY = getComputedStyle(document.body).fontFamily;
@@ -293,8 +317,7 @@
     failing.forEach((some, at) => {
       if (some) context.fillRect(box.gutter + at * step, base - 3, Math.max(2, step), 3);
     });
-    label(data.traced ? "at a time" : "tasks", 10, colours.soft);
-    label(`${data.peak} at most`, 23, colours.soft);
+    STRIP_LABELS.forEach((text, line) => label(text, 10 + 13 * line, colours.soft));
     if (span() < total) drawWindow(base);
   }
 
@@ -443,7 +466,7 @@
 
   function drawDrag() {
     if (!drag || !drag.moved) return;
-    const [left, right] = [Math.min(drag.x, drag.now), Math.max(drag.x, drag.now)];
+    const [left, right] = [Math.max(box.gutter, Math.min(drag.x, drag.now)), Math.max(drag.x, drag.now)];
     context.fillStyle = colours.accent;
     context.globalAlpha = 0.2;
     context.fillRect(left, drag.strip ? 0 : STRIP, right - left, drag.strip ? STRIP : canvas.height);
@@ -480,6 +503,7 @@
 
   function select(bar) {
     selected = bar;
+    told.textContent = bar < 0 ? "" : facts(bar).map((pair) => pair.join(": ")).concat(errorLine(bar)).join(", ");
     if (bar < 0) {
       detail.replaceChildren(hint);
       ask();
@@ -500,6 +524,8 @@
     if (data.row[bar] >= view.top + box.fit) scroll(data.row[bar] - view.top - box.fit + 1);
     ask();
   }
+
+  const errorLine = (bar) => (error[bar] < 0 ? [] : [data.errors[error[bar]].slice(0, 2).join(": ")]);
 
   function why(bar) {
     if (error[bar] < 0) return [];
@@ -539,7 +565,7 @@
     const attempt = data.attempt[bar] > 1 ? `, attempt ${data.attempt[bar]}` : "";
     const state = data.states[data.state[bar]].toLowerCase();
     const lines = [idOf(bar) + attempt, `${state} · ${lasted(end[bar] - begin[bar])} · from +${lasted(begin[bar])}`];
-    if (error[bar] >= 0) lines.push(data.errors[error[bar]].slice(0, 2).join(": "));
+    lines.push(...errorLine(bar));
     tip.textContent = lines.join("\n");
     const left = Math.max(0, Math.min(box.width - tip.offsetWidth, x + 14));
     tip.style.transform = `translate(${left}px, ${y + 16}px)`;
@@ -552,6 +578,7 @@
     return [event.clientX - edge.left, event.clientY - edge.top];
   };
 
+  const NEAR = 4; // pixels: less is a click
   const turned = (event) => 1.0015 ** (event.deltaY * (event.deltaMode ? 20 : 1)); // some mice count lines, not pixels
 
   canvas.addEventListener("pointerdown", (event) => {
@@ -564,17 +591,18 @@
     const [x, y] = place(event);
     if (!drag) return hover(barAt(x, y), x, y);
     drag.now = Math.max(box.gutter, Math.min(box.width, x));
-    drag.moved ||= Math.abs(x - drag.x) > 4;
+    drag.moved ||= Math.abs(x - drag.x) > NEAR;
     hover(-1);
     return ask();
   });
   canvas.addEventListener("pointerup", (event) => {
     if (!drag) return;
-    const [x, y] = place(event), { strip, moved } = drag;
+    const [x, y] = place(event), { strip, moved } = drag, far = Math.abs(x - drag.x) > NEAR;
     const [left, right] = [Math.max(box.gutter, Math.min(drag.x, drag.now)), Math.max(drag.x, drag.now)];
     const at = strip ? (place_) => ((place_ - box.gutter) / room()) * total : timeAt;
     drag = null;
-    if (moved) look(at(left), at(right));
+    if (far) look(at(left), at(right));
+    else if (moved) ask(); // it came back: nothing is meant
     else if (strip) look(at(x) - span() / 2, at(x) + span() / 2);
     else select(barAt(x, y));
     ask();
@@ -585,6 +613,7 @@
   canvas.addEventListener("wheel", (event) => {
     const sideways = Math.abs(event.deltaX) > Math.abs(event.deltaY);
     if (event.ctrlKey || event.metaKey) zoom(turned(event), timeAt(Math.max(box.gutter, place(event)[0])));
+    else if (event.shiftKey && box.fit < data.rows.length) scroll(Math.sign(event.deltaX + event.deltaY) * 3);
     else if (sideways && span() < total) pan(event.deltaX / room());
     else return;
     event.preventDefault();
@@ -593,16 +622,17 @@
   const MOVES = {
     "in": () => zoom(0.5), out: () => zoom(2), reset: () => look(0, total),
     left: () => pan(-0.2), right: () => pan(0.2),
-    up: () => scroll(-1), down: () => scroll(1), next: () => step(1), previous: () => step(-1),
+    up: () => scroll(-1), down: () => scroll(1), pageUp: () => scroll(-box.fit), pageDown: () => scroll(box.fit), next: () => step(1), previous: () => step(-1),
   };
   const KEYS = {
     "+": "in", "=": "in", "-": "out", "−": "out", 0: "reset",
     ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down",
-    n: "next", p: "previous",
+    PageUp: "pageUp", PageDown: "pageDown", n: "next", p: "previous", N: "next", P: "previous",
   };
+  const ROWS = ["up", "down", "pageUp", "pageDown"];
   canvas.addEventListener("keydown", (event) => {
     const move = KEYS[event.key];
-    const idle = (move === "up" || move === "down") && box.fit >= data.rows.length; // then they scroll the page
+    const idle = ROWS.includes(move) && box.fit >= data.rows.length; // then they scroll the page
     if (!move || idle || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     MOVES[move]();
@@ -666,7 +696,7 @@
       "in": () => resize(0.7), out: () => resize(1 / 0.7), fit: () => fit(Infinity), real,
       left: () => move(-60, 0), right: () => move(60, 0), up: () => move(0, -60), down: () => move(0, 60),
     };
-    const keys = { ...KEYS, 0: "fit", 1: "real", n: "", p: "" };
+    const keys = { ...KEYS, 0: "fit", 1: "real" };
     for (const button of all("[data-graph]")) button.addEventListener("click", () => moves[button.dataset.graph]());
     pane.addEventListener("dblclick", () => fit(Infinity));
     pane.addEventListener("keydown", (event) => {
@@ -787,12 +817,22 @@
   document.addEventListener("keydown", (event) => {
     if (keys.open || event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target === input;
-    if (event.key === "Escape") clear();
+    if (event.key === "Escape" && drag) drag = null, ask();
+    else if (event.key === "Escape") clear();
     else if (event.key === "/" && !typing) input.focus();
     else if (event.key === "?" && !typing) keys.showModal();
     else return;
     event.preventDefault();
   });
+
+  // The bar covers what is scrolled to, by its own height, which depends on how its parts wrap.
+  const bar_ = byId("bar");
+  function clearOfBar() {
+    const sticks = getComputedStyle(bar_).position === "sticky";
+    root.style.scrollPaddingTop = `${(sticks ? bar_.offsetHeight : 0) + 8}px`;
+  }
+  new ResizeObserver(clearOfBar).observe(bar_);
+  clearOfBar();
 
   repaint();
   new ResizeObserver(measure).observe(canvas.parentElement);
