@@ -9,7 +9,6 @@ May import: report, values, timeline.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from millstream.report import ErrorReport, RunReport, TaskTrace
@@ -169,21 +168,24 @@ class Figures:
         return None if instant is None else instant - self.origin
 
 
+#: How notes of ours begin on what a task has raised.
+_NOTES = ("In task run ", "While the next tasks of task run ")
+
+
 def _key_of(report: RunReport) -> Callable[[TaskTrace, ErrorReport], tuple[str, str, str]]:
     """Return what tells by what the failures of a run are grouped: task, type, and the traceback.
 
     Each traceback ends with notes of ours that name the task run, also inside of exception groups, and so do our own
     errors: these are left out, or no two would be alike.
     """
-    run, flow = re.escape(report.run_id), re.escape(report.flow)
-    note = re.compile(
-        rf"^[ |]*(?:In task run [^\n]*? of flow run {run} \({flow}\)\."
-        rf"|While the next tasks of task run [^\n]*? were pulled \(flow run {run}\)\.)(?:\n|\Z)",
-        re.MULTILINE,
-    )
+    # Lines are compared, not matched: a pattern that is made of a name of megabytes takes minutes.
+    ends = (f" of flow run {report.run_id} ({report.flow}).", f" were pulled (flow run {report.run_id}).")
+
+    def is_ours(line: str) -> bool:
+        return line.endswith(ends) and line.lstrip(" |").startswith(_NOTES)
 
     def key(attempt: TaskTrace, error: ErrorReport) -> tuple[str, str, str]:
-        text = note.sub("", error.traceback)
+        text = "\n".join(line for line in error.traceback.split("\n") if not is_ours(line))
         return attempt.task, error.type, text.replace(attempt.id, "") if error.type.startswith("millstream.") else text
 
     return key
