@@ -622,6 +622,46 @@ def test_the_focus_can_be_seen(browser):
         assert style == "solid 2px", browser.focused()
 
 
+def test_all_of_it_is_printed(browser):
+    """On paper there is the whole graph, every row of the timeline, and what the filter was."""
+    nodes = [TaskNode("hub"), *[TaskNode(f"leaf {number}") for number in range(100)]]
+    edges = [TaskEdge("hub", f"leaf {number}") for number in range(100)]
+    trace = tuple(attempt("hub", 0, 9.0, worker=f"w-{number}", id=f"hub#{number + 1}") for number in range(50))
+    browser.open(run({"hub": row(runs=50)}, trace=trace, diagram=Diagram("star", nodes, edges)))
+    box = "return document.querySelector('#pane svg').getAttribute('viewBox')"
+    on_screen = browser.run(box)
+    browser.press("/", "hub")
+    rows = "return canvas.offsetHeight / canvas.dataset.row"
+    assert browser.run(rows) < 50
+    assert not browser.one("#printed").is_displayed()
+    browser.prefer("light", "print")
+    browser.settle()
+    hidden = (
+        "const box = document.getElementById('pane').getBoundingClientRect();"
+        "return [...document.querySelectorAll('.ms-task')].filter((node) => {"
+        " const own = node.getBoundingClientRect();"
+        " return own.left < box.left || own.right > box.right || own.top < box.top || own.bottom > box.bottom;"
+        "}).length"
+    )
+    assert browser.run(hidden) == 0
+    assert browser.run(rows) > 50
+    assert browser.one("#printed").text == "Filtered by “hub”: 1 of 1 tasks · 50 of 50 attempts."
+    browser.prefer("light")
+    browser.settle()
+    assert browser.run(rows) < 50
+    assert browser.run(box) == on_screen
+
+
+def test_a_star_opens_with_its_hub(browser):
+    """A graph that is much higher than its pane opens where it begins, not at its upper left corner."""
+    nodes = [TaskNode("hub"), *[TaskNode(f"leaf {number}") for number in range(100)]]
+    edges = [TaskEdge("hub", f"leaf {number}") for number in range(100)]
+    browser.open(run({"hub": row()}, diagram=Diagram("star", nodes, edges)))
+    box, hub = (browser.one(selector).rect for selector in ("#pane", '.ms-task[data-task="hub"]'))
+    assert hub["height"] > 20
+    assert hub["y"] + hub["height"] / 2 == pytest.approx(box["y"] + box["height"] / 2, abs=30)
+
+
 def test_it_can_be_printed(browser):
     """On paper there are no controls, the traceback of every failure, and dark letters even of a dark page."""
     browser.prefer("dark")

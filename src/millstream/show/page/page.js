@@ -179,14 +179,17 @@
   const STRIP_LABELS = [data.traced ? "at a time" : "tasks", `${data.peak} at most`];
   const view = { from: 0, to: total, top: 0 };
   const box = { width: 0, gutter: 0, row: 22, fit: 1, scale: 1 };
+  const TALLEST_ON_PAPER = 840; // no more fits on a sheet
+  let onPaper = false;
   let selected = -1, hovered = -1, drag = null, asked = false, colours = {};
 
   function measure() {
     const width = canvas.parentElement.clientWidth, lines = Math.max(1, data.rows.length);
     box.width = width;
     box.gutter = Math.min(longestLabel() + 14, Math.round(width * (width < 600 ? 0.24 : 0.18)));
-    box.row = Math.max(14, Math.min(24, Math.floor(TALLEST / lines)));
-    box.fit = Math.min(lines, Math.floor(TALLEST / box.row));
+    const tallest = onPaper ? TALLEST_ON_PAPER : TALLEST;
+    box.row = Math.max(14, Math.min(24, Math.floor(tallest / lines)));
+    box.fit = Math.min(lines, Math.floor(tallest / box.row));
     box.scale = window.devicePixelRatio || 1;
     const height = STRIP + AXIS + box.fit * box.row + 4;
     canvas.style.height = `${height}px`;
@@ -647,9 +650,11 @@
   function moveGraph() {
     const { x: left, y: top, width, height } = svg.viewBox.baseVal;
     const seen = { x: left, y: top, scale: 1 }; // the upper left corner of the window, and units in a pixel
+    const beginning = firstHeight();
     let fitted = READABLE; // how it was fitted; 0 after somebody moved it
 
     function show() {
+      if (onPaper) return;
       const [wide, high] = [pane.clientWidth * seen.scale, pane.clientHeight * seen.scale];
       svg.setAttribute("viewBox", `${seen.x} ${seen.y} ${wide} ${high}`);
     }
@@ -671,20 +676,38 @@
       show();
     }
 
-    // No larger than real: a graph of two tasks would fill the pane with giants. What does not fit even at `most`
-    // units in a pixel is seen from its upper left corner.
+    // No larger than real: a graph of two tasks would fill the pane with giants. Of what does not fit even at `most`
+    // units in a pixel, the left end is seen, with the task that it begins with in the vertical middle.
     function fit(most) {
       const [wide, high] = [pane.clientWidth || 1, pane.clientHeight || 1];
       seen.scale = Math.max(1, Math.min(most, Math.max(width / wide, height / high)));
       seen.x = left - Math.max(0, wide * seen.scale - width) / 2;
-      seen.y = top - Math.max(0, high * seen.scale - height) / 2;
+      const spare = height - high * seen.scale; // what is not seen of the height
+      seen.y = top + (spare < 0 ? spare / 2 : Math.max(0, Math.min(spare, beginning - high * seen.scale / 2)));
       fitted = most;
       show();
     }
 
+    // On paper all of it is seen, as large as the sheet allows.
+    function print() {
+      if (onPaper) svg.setAttribute("viewBox", `${left} ${top} ${width} ${height}`);
+      else show();
+    }
+
     pane.style.height = `${Math.max(90, Math.min(520, height + 2))}px`;
     new ResizeObserver(() => (fitted ? fit(fitted) : show())).observe(pane);
-    return { move, resize, fit, real: () => resize(1 / seen.scale) };
+    return { move, resize, fit, print, real: () => resize(1 / seen.scale) };
+  }
+
+  // How far down the task stands that the drawing begins with: of those that nothing leads to, the middle one.
+  function firstHeight() {
+    const entered = new Set(all(".ms-edge[data-target]", svg).map((edge) => edge.dataset.target));
+    const roots = nodes.filter(({ node }) => !entered.has(node.dataset.task));
+    const boxes = (roots.length ? roots : nodes).map(({ node }) => node.getBBox());
+    const first = boxes.reduce((least, each) => Math.min(least, each.x), Infinity);
+    const heights = boxes.filter((each) => each.x < first + 60).map((each) => each.y + each.height / 2);
+    heights.sort((a, b) => a - b);
+    return heights[heights.length >> 1] || 0;
   }
 
   function choose(node) {
@@ -754,7 +777,8 @@
   }
 
   for (const { node } of nodes) node.setAttribute("role", "button");
-  if (svg) listenToGraph(moveGraph());
+  const graph = svg && nodes.length ? moveGraph() : null;
+  if (graph) listenToGraph(graph);
 
   // ---- sorting ---------------------------------------------------------------------------------------------
 
@@ -800,9 +824,24 @@
   });
   darkness.addEventListener("change", repaint);
 
+  // What a reader of the paper has to know: that a filter was on, and which part of the timeline there is.
+  function said() {
+    const chosen = [filter.text && `“${input.value.trim()}”`, filter.kind, filter.task < 0 ? "" : data.tasks[filter.task]];
+    const parts = isOpen() ? [] : [`Filtered by ${chosen.filter(Boolean).join(", ")}: ${found.textContent}.`];
+    if (span() < total) parts.push(`Timeline from +${lasted(view.from)} to +${lasted(view.to)}.`);
+    if (box.fit < data.rows.length) parts.push(`Rows 1 to ${box.fit} of ${counted(data.rows.length)} of the timeline.`);
+    return parts.join(" ");
+  }
+
   // Paper is white, whatever the screen is. The canvas has to be drawn before the event is over.
-  let ofScreen;
+  let ofScreen, topOfScreen = 0;
   matchMedia("print").addEventListener("change", (event) => {
+    onPaper = event.matches;
+    if (graph) graph.print();
+    if (onPaper) topOfScreen = view.top;
+    view.top = onPaper ? 0 : topOfScreen;
+    measure();
+    byId("printed").textContent = onPaper ? said() : "";
     if (event.matches) ofScreen = root.dataset.theme;
     if (event.matches) root.dataset.theme = "light";
     else if (ofScreen === undefined) delete root.dataset.theme;
