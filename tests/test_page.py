@@ -319,6 +319,14 @@ def test_huge_texts_are_cut():
     assert "&lt;last" in text
 
 
+def test_huge_values_inside_of_values_are_cut():
+    """Of millions of values inside of others no more is looked at than of those outside."""
+    inner = [Counted() for _ in range(5000)]
+    page = read(run({"a": row(result={"rows": [inner] * 300, "name": "x" * 10_000_000})}))
+    assert sum(each.asked for each in inner) <= pages.LONGEST_RESULT
+    assert len(table(page)["a"]["Newest result"].one("pre").text) == pages.LONGEST_RESULT
+
+
 def test_a_brief_result_is_not_folded():
     """A result that fits its cell stands there; None is no result."""
     page = read(run({"a": row(result=[1, 2]), "b": row(result=None), "c": row(result="y" * 50)}))
@@ -625,6 +633,20 @@ def test_a_run_that_goes_on():
     page = read(report)
     assert tiles(page)["Duration"] == "–it has not ended"
     assert data_of(page)["total"] == 500_000
+
+
+def test_what_goes_on_has_a_bar():
+    """A task that runs has a bar to the end of the timeline, also when nothing is known after its begin."""
+    rows = {"a": row(), "b": row(Status.RUNNING, started_at=CREATED + 10, finished_at=None)}
+    for trace in (None, (attempt("a", 0, 0.25),)):
+        page = read(run(rows, status=Status.RUNNING, finished_at=None, trace=trace))
+        data = data_of(page)
+        assert data["kinds"] == ["succeeded", "unfinished"]
+        assert (sum(data["begin"]), data["lasts"][1], data["total"]) == (10_000_000, 500_000, 10_500_000)
+        assert "goes on" in page.one("ul", _class="legend").text
+        assert value(table(page)["b"]["Total time"]) is None
+    assert (data["rows"], data["aside"]) == (["w-1", "b (running)"], [1])
+    assert tiles(page)["Attempts"] == "1"
 
 
 @pytest.mark.parametrize("trace", [None, ()])

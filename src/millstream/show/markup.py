@@ -20,8 +20,9 @@ _ENTITIES |= {"\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}  # an attribute would 
 _ENTITY = re.compile("[&<>\"'\t\n\r]")
 
 #: Widths of a character in a sans-serif font, in ems: fonts differ by a tenth.
-_NARROW, _USUAL, _BROAD = 0.34, 0.6, 0.86
-_WIDTHS = dict.fromkeys("iljtfrI.,:;!|'`()[]{}/\\ ", _NARROW) | dict.fromkeys("mwMW@%", _BROAD)
+_NARROW, _USUAL, _BROAD, _FULL = 0.34, 0.6, 0.92, 1.0
+_WIDTHS = dict.fromkeys("iljtfrI.,:;!|'`()[]{}/\\ ", _NARROW) | dict.fromkeys("mwM@%", _BROAD)
+_WIDTHS |= dict.fromkeys("W–—―…", _FULL)
 
 
 def exact(text: str) -> str:
@@ -46,7 +47,9 @@ def _width(char: str) -> float:
         return 0.68 if char.isupper() else _USUAL
     if category(char) in ("Mn", "Me", "Cf"):
         return 0.0
-    return 1.1 if east_asian_width(char) in "WF" else _USUAL
+    if east_asian_width(char) in "WF":
+        return 1.1
+    return 0.8 if char.isupper() else _USUAL
 
 
 def shortened(text: str, size: float, most: float) -> str:
@@ -73,8 +76,9 @@ def opened(kind: str, title: str, width: float, height: float, style: str | None
         style: None when the page brings it.
     """
     wide, high = number(width), number(height)
+    role = "img" if style is not None else "group"  # a page may make buttons of what is in it
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="ms-graph {kind}" role="img" aria-label="{escaped(title)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="ms-graph {kind}" role="{role}" aria-label="{escaped(title)}" '
         f'width="{wide}" height="{high}" viewBox="0 0 {wide} {high}">',
         f"<title>{escaped(title)}</title>",
     ]

@@ -20,6 +20,9 @@ MOST_FAILURES = 200  #: groups that are shown
 #: So many ids of task runs stand beside a group of failures.
 _FIRST_FEW = 5
 
+#: What has not ended is drawn for this part of the whole beyond the latest instant: else it might not be seen.
+_BEYOND = 0.05
+
 #: In what ways something can end, and what it means for a status.
 KINDS = {
     "succeeded": {Status.SUCCESS},
@@ -194,12 +197,14 @@ def _key_of(report: RunReport) -> Callable[[TaskTrace, ErrorReport], tuple[str, 
 def _shown(report: RunReport) -> Iterable[TaskTrace]:
     """Yield what has a bar: the attempts, and the tasks of which none is known though they began and go on.
 
-    Without a trace these are all tasks that have begun. A bar of what has not ended leads to the latest instant that
-    the report knows of: when that was made it does not say.
+    Without a trace these are all tasks that have begun. A bar of what has not ended leads somewhat beyond the latest
+    instant that the report knows of: when that was made it does not say.
     """
     traced = None if report.trace is None else {attempt.task for attempt in report.trace}
     yield from report.trace or ()
     now = latest(report)
+    if report.finished_at is None:
+        now += max(0.001, (now - earliest(report)) * _BEYOND)
     for name, row in report.tasks.items():
         goes_on = row.status is Status.RUNNING
         if row.started_at is None or (traced is not None and (name in traced or not goes_on)):

@@ -49,6 +49,9 @@ MOST_FACTS = 100  #: entries of the metadata
 MOST_ROWS = 1000  #: tasks in the table
 MOST_DRAWN = 500  #: tasks in the graph: more of them nobody can read
 
+#: So deep a value is looked into: what is deeper is nearly always small.
+_DEEPEST = 20
+
 #: A result up to so many characters stands in its cell as it is; a longer one is folded.
 _BRIEF = 28
 
@@ -112,14 +115,32 @@ def _sign(found: re.Match[str]) -> str:
 
 
 def outline(value: object) -> str:
-    """Return the ``repr`` of a value, cut. Of what is long itself only the beginning is looked at."""
-    if type(value) in (str, bytes, bytearray):
-        value = value[:LONGEST_RESULT]  # type: ignore[index]  # it is one of the three
-    elif type(value) in (list, tuple, set, frozenset) and len(value) > LONGEST_RESULT:  # type: ignore[arg-type]
-        value = type(value)(islice(value, LONGEST_RESULT))  # type: ignore[call-arg, call-overload]
-    elif type(value) is dict and len(value) > LONGEST_RESULT:
-        value = dict(islice(value.items(), LONGEST_RESULT))
-    return plain(shown(value), LONGEST_RESULT)
+    """Return the ``repr`` of a value, cut. Of what is long only the beginning is looked at, also deep inside."""
+    return plain(shown(value, lambda whole: repr(_beginning(whole, _DEEPEST, [LONGEST_RESULT]))), LONGEST_RESULT)
+
+
+def _beginning(value: Any, depth: int, left: list[int]) -> Any:
+    """Return a value without what would not be shown of it.
+
+    Args:
+        value: what is deeper in it than ``depth``, or of a class of its own, is left as it is.
+        depth: how deep it is looked into.
+        left: one number, of the values that there is room for, since each takes a character at least.
+    """
+    kind = type(value)
+    if kind in (str, bytes, bytearray):
+        return value[:LONGEST_RESULT]
+    if kind not in (list, tuple, set, frozenset, dict) or not depth:
+        return value
+    first = []
+    for each in islice(value, max(0, left[0])):
+        if left[0] <= 0:
+            break
+        left[0] -= 1
+        is_set = kind in (set, frozenset)
+        inner = each if is_set else _beginning(value[each] if kind is dict else each, depth - 1, left)
+        first.append((each, inner) if kind is dict else inner)
+    return kind(first)
 
 
 def lasted(seconds: float | None) -> str:
@@ -410,6 +431,7 @@ def _legend(figures: Figures, names: Mapping[str, int]) -> str:
     keys += [f"and {len(timed) - 10:,} more"] if len(timed) > 10 else []
     keys += ['<i class="swatch red"></i>failed'] if "failed" in figures.kinds else []
     keys += ['<i class="swatch hatched"></i>cancelled or abandoned'] if "cancelled" in figures.kinds else []
+    keys += ['<i class="swatch running"></i>goes on'] if "unfinished" in figures.kinds else []
     return "".join(f"<li>{key}</li>" for key in keys)
 
 

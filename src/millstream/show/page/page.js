@@ -430,6 +430,7 @@
     const pad = pass === 3 ? 1 : 3, top = yOf(data.row[bar]) + pad, high = box.row - 2 * pad + 1;
     const stopped = wide > 3 ? colours.hatch : colours.orange;
     context.fillStyle = [colours.grey, colours.tasks[data.task[bar] % 10], stopped, colours.red][pass];
+    if (pass === 1 && kind(bar) === "unfinished") context.fillStyle = faded(context.fillStyle, left, left + wide);
     if (wide < 5) {
       context.fillRect(left, top, wide, high);
       return;
@@ -443,6 +444,14 @@
       context.stroke();
     }
     if (pass !== 2 && wide > 12 && box.row >= 14) caption(bar, pass, left, wide, top + high / 2);
+  }
+
+  // What goes on fades out: where it ends nobody knows.
+  function faded(colour, left, right) {
+    const fill = context.createLinearGradient(Math.max(left, right - 40), 0, right, 0);
+    fill.addColorStop(0, colour);
+    fill.addColorStop(1, colours.sheet);
+    return fill;
   }
 
   function caption(bar, pass, left, wide, middle) {
@@ -494,7 +503,7 @@
     ["Status", data.states[data.state[bar]].toLowerCase()],
     [data.traced ? "Worker" : "Row", data.rows[data.row[bar]] || "–"],
     ["Began", `+${lasted(begin[bar])}`],
-    ["Took", lasted(end[bar] - begin[bar])],
+    ["Took", kind(bar) === "unfinished" ? "has not ended" : lasted(end[bar] - begin[bar])],
   ];
 
   function made(tag, text, name) {
@@ -567,7 +576,8 @@
     if (bar < 0) return;
     const attempt = data.attempt[bar] > 1 ? `, attempt ${data.attempt[bar]}` : "";
     const state = data.states[data.state[bar]].toLowerCase();
-    const lines = [idOf(bar) + attempt, `${state} · ${lasted(end[bar] - begin[bar])} · from +${lasted(begin[bar])}`];
+    const took = kind(bar) === "unfinished" ? "has not ended" : lasted(end[bar] - begin[bar]);
+    const lines = [idOf(bar) + attempt, `${state} · ${took} · from +${lasted(begin[bar])}`];
     lines.push(...errorLine(bar));
     tip.textContent = lines.join("\n");
     const left = Math.max(0, Math.min(box.width - tip.offsetWidth, x + 14));
