@@ -249,6 +249,11 @@ def test_signs_for_what_has_none():
     assert pages.plain("a\x00b\x1b\x7f\x85c\ud800\n\tä東😀") == "a␀b␛␡�c�\n\tä東😀"
 
 
+def test_what_turns_its_neighbours_round_is_a_sign():
+    """Marks that change the direction of what stands beside a name are shown, and change nothing."""
+    assert pages.plain("a\u202eb\u2066c\u2069") == "a\ufffdb\ufffdc\ufffd"
+
+
 def test_nothing_in_the_columns_can_end_them():
     """The columns hold no sign that means something in HTML, and are ASCII."""
     text = everywhere("</script><!--&\u2028\ud800é").to_html()
