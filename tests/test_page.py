@@ -652,6 +652,7 @@ def test_what_goes_on_has_a_bar():
         assert value(table(page)["b"]["Total time"]) is None
     assert (data["rows"], data["aside"]) == (["w-1", "b (running)"], [1])
     assert tiles(page)["Attempts"] == "1"
+    assert tiles(page)["Workers"] == "1busiest 2%: w-1"  # 0.25 of 10 seconds: of what is known, not of what is drawn
 
 
 @pytest.mark.parametrize("trace", [None, ()])

@@ -86,6 +86,8 @@ class Figures:
         self.timeline = Timeline(earliest(report), _shown(report))
         self.origin = self.timeline.origin  #: seconds since the epoch
         self.length = length(report, self.timeline)  #: seconds that the timeline covers
+        #: The same, as far as anything is known: without what bars reach beyond that.
+        self.known = min(self.length, latest(report) - self.origin)
         #: How each bar ended.
         self.kinds = [kind_of(bar.attempt.status, bar.attempt.error) for bar in self.timeline.bars]
         self.attempts = [bar for bar in self.timeline.bars if bar.counts]
@@ -162,9 +164,9 @@ class Figures:
         return max(busy.items(), key=lambda pair: pair[1], default=None)
 
     def mean_parallelism(self) -> float | None:
-        """Return how many attempts were under way on average; None when the timeline has no length."""
+        """Return how many attempts were under way on average; None when the run took no time."""
         busy = sum(sum(task.durations) for task in self.tasks.values())
-        return busy / self.length if self.length else None
+        return busy / self.known if self.known else None
 
     def offset(self, instant: float | None) -> float | None:
         """Return how many seconds after the begin of the timeline something was."""

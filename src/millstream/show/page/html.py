@@ -337,8 +337,8 @@ def _traced_tiles(figures: Figures) -> list[tuple[str, str, str]]:
         ("Retries", f"{sum(task.retries for task in tasks):,}", ""),
         ("At a time", "–" if mean is None else f"{mean:.1f}", f"mean, {peak(bars):,} at most"),
     ]
-    if busiest is not None and figures.length:
-        share = f"{busiest[1] / figures.length:.0%}"  # more than 100 % where its attempts overlap, as coroutines do
+    if busiest is not None and figures.known:
+        share = f"{busiest[1] / figures.known:.0%}"  # more than 100 % where its attempts overlap, as coroutines do
         name = f'<span title="{said(busiest[0])}">busiest {share}: {said(busiest[0] or "–", 40)}</span>'
         tiles.append(("Workers", f"{len(figures.workers):,}", name))
     return tiles
