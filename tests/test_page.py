@@ -736,13 +736,7 @@ def traced(flow, start, **inputs):
     """Run a flow to its end, whatever that is; return the report."""
     with flow, contextlib.suppress(Exception):
         flow.run(start, inputs or None, trace=True)
-    report = flow.report()
-    # The engine gives the attempt of a map itself no worker.
-    for each in report.trace:
-        maps = {other.id.rpartition("[")[0] for other in report.trace if other.id.endswith("]")}
-        if each.id in maps:
-            each.worker = ""
-    return report
+    return flow.report()
 
 
 def test_equal_failures_of_a_real_run_are_one_group():

@@ -122,7 +122,9 @@ class TaskTrace(Record):
         self.status = status  #: how the attempt ended
         self.started_at = started_at  #: in seconds since the epoch
         self.finished_at = finished_at  #: in seconds since the epoch
-        self.worker = worker  #: name of the thread or event loop that it ran in; empty for a map, whose items have one
+        #: Name of the thread or event loop that it ran in; empty for a map, whose items have one, and for what failed
+        #: before a worker had it.
+        self.worker = worker
         self.error = error  #: why it failed, if it did
 
     @property
