@@ -36,6 +36,7 @@ from millstream.values import Status
 
 if TYPE_CHECKING:
     from millstream.engine.run import FlowRun
+    from millstream.report import RunReport
 
 WELL, FAILED, REFUSED, UNFIT, CANCELLED, CUT_OFF = 0, 1, 2, 3, 130, 141
 
@@ -220,8 +221,8 @@ def run_flow(chosen: argparse.Namespace) -> int:
     with loaded(chosen) as flow:
         options: RunOptions = {"targets": chosen.only, "timeout": chosen.timeout, "run_id": chosen.run_id}
         options |= shown_by(chosen)
-        run = flow._start(chosen.task, inputs_of(chosen.input) or None, options, driven=True)
-        return ended(run, chosen)
+        inputs = inputs_of(chosen.input) or None
+        return followed(flow, chosen, lambda: flow._start(chosen.task, inputs, options, driven=True))
 
 
 def resume_run(chosen: argparse.Namespace) -> int:
@@ -230,12 +231,15 @@ def resume_run(chosen: argparse.Namespace) -> int:
         options: RunOptions = {"resume": chosen.run, "timeout": chosen.timeout}
         options |= shown_by(chosen)
         inputs = inputs_of(chosen.input) or None
-        try:
-            run = flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="raise")
-        except CodeChangedError as error:  # which is refused before anything has begun
-            say(str(error))
-            run = flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="ignore")
-        return ended(run, chosen)
+
+        def start() -> FlowRun:
+            try:
+                return flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="raise")
+            except CodeChangedError as error:  # which is refused before anything has begun
+                say(str(error))
+                return flow._start(None, inputs, options, driven=True, again=chosen.again, on_code_change="ignore")
+
+        return followed(flow, chosen, start)
 
 
 def check_report(chosen: argparse.Namespace) -> None:
@@ -257,6 +261,16 @@ def shown_by(chosen: argparse.Namespace) -> RunOptions:
     return {"trace": chosen.report is not None, "progress": chosen.progress}
 
 
+def followed(flow: Flow, chosen: argparse.Namespace, start: Callable[[], FlowRun]) -> int:
+    """Start a run, and wait for it; return the exit code. Ctrl-C may come while it is still being started."""
+    try:
+        return ended(start(), chosen)
+    except KeyboardInterrupt:
+        with suppress(UnknownRunError):
+            is_written(flow.report(), chosen)
+        raise
+
+
 def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
     """Wait for a run, and print what came of it; return the exit code."""
     error: BaseException | None = None
@@ -267,9 +281,6 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
         error = raised
         if isinstance(raised, BrokenPipeError) and nobody_reads():
             raise  # a task has printed: that is no failure of it
-    except KeyboardInterrupt:
-        is_written(run, chosen)
-        raise
     report = run.report()
     if chosen.json:
         said = report.to_dict() | {"results": results}
@@ -285,17 +296,17 @@ def ended(run: FlowRun, chosen: argparse.Namespace) -> int:
             if row.error is not None:
                 say(f"{row.error.type}: {row.error.first_line()}")
                 print(f"  In task {name} of flow run {run.id} ({report.flow}).", file=sys.stderr)
-    written = is_written(run, chosen)
+    written = is_written(report, chosen)
     return FAILED if error is not None or report.status is not Status.SUCCESS else WELL if written else UNFIT
 
 
-def is_written(run: FlowRun, chosen: argparse.Namespace) -> bool:
+def is_written(report: RunReport, chosen: argparse.Namespace) -> bool:
     """Write what ``--report`` asks for; say why not, if that fails: it is no reason to hide what became of the run."""
     try:
         if chosen.report is not None:
-            run.report().to_html(chosen.report)
+            report.to_html(chosen.report)
     except OSError as error:  # the disk is full, say
-        say(f"The page of run {run.id} could not be written to {chosen.report}: {error}.")
+        say(f"The page of run {report.run_id} could not be written to {chosen.report}: {error}.")
         return False
     return True
 

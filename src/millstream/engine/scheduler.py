@@ -407,7 +407,7 @@ class Scheduler:
     def forget(self) -> None:
         """The run has ended: let go of everything, so that nothing refers to it in a circle."""
         self.asked, self.called, self._nodes, self._roots = {}, [], [], {}
-        self.edges = None
+        self.edges = self._asker = None
         self._find, self._known = _no_task, tuple
 
     # ---- lists that grow while they are served ------------------------------------------------
