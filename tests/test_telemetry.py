@@ -1,10 +1,13 @@
 """``OpenTelemetryHook``: spans and metrics as the SDK of OpenTelemetry exports them, on every executor."""
 
 import asyncio
+import contextlib
+import gc
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -583,3 +586,53 @@ def test_a_broken_error_ends_its_span(telemetry, caplog):
             flow.run("work")
     assert telemetry.one("task work").attributes["millstream.task.status"] == "FAILED"
     assert telemetry.one("flow shop").attributes["millstream.run.status"] == "FAILED"
+
+
+@pytest.mark.parametrize("executor", EVERY[:3])
+def test_hooks_that_enter_keep_nothing(telemetry, executor):
+    """What a run held is freed at once, also with context variables that hooks have set up."""
+
+    class Big:
+        pass
+
+    alive = weakref.WeakSet()
+
+    def make(ctx):
+        value = Big()
+        alive.add(value)
+        ctx.set("kept", value)
+        return value
+
+    def steps(ctx):
+        yield make(ctx)
+        return make(ctx)
+
+    def asks(ctx):
+        return TaskOutput(make(ctx), (NextTask("make") for _ in range(1)))
+
+    async def waits(ctx):
+        await asyncio.sleep(0)
+        return make(ctx)
+
+    def fails(ctx):
+        raise ValueError(make(ctx))
+
+    gc.collect()
+    gc.disable()
+    try:
+        with Flow(executor, hooks=[telemetry.hook]) as flow:
+            for task in (make, steps, asks, waits, fails):
+                flow.add_task(task.__name__, task)
+            flow.add_task("probe", lambda: 1)
+            for name in ("make", "steps", "asks", "waits"):
+                flow.run(name)
+            with contextlib.suppress(ValueError):
+                flow.run("fails")
+            with flow.session() as session:
+                session.submit(make, Context()).result(WATCHDOG)
+            flow.reset()
+            del session
+            flow.run("probe")
+            until(lambda: not alive)
+    finally:
+        gc.enable()
