@@ -163,7 +163,8 @@ class Waiting:
     def work_on(self, handle: Any) -> None:
         """Where the run is worked on in this very thread, a call that was submitted is called now."""
         if self._driven and here.worker is None:
-            lanes = [lane for lane in self._lanes.values() if lane.workers.driven]
+            # A list at once: another thread may send a call to a new lane right now.
+            lanes = [lane for lane in list(self._lanes.values()) if lane.workers.driven]
             with self._owner_waits():
                 self.drive(lambda: handle.done() or not any(map(_has_work, lanes)), self.idle_waiters, own=True)
 
