@@ -17,6 +17,12 @@ from millstream import Flow, NextTask, RunReport, TaskOutput
 IMAGES = Path(__file__).parent / "images"
 
 
+def parse(item: str) -> str:
+    """Stand here, since a worker process looks for it by its name."""
+    time.sleep(0.03)
+    return item.upper()
+
+
 def orders() -> Flow:
     """Return a flow with everything that can be declared: edges that meet, a choice, a map, several executors."""
     flow = Flow(name="orders", on_error="continue")
@@ -26,10 +32,7 @@ def orders() -> Flow:
         time.sleep(0.02)
         return ["tea", "milk", "salt"]
 
-    @flow.task(for_each="read", executor="process")
-    def parse(item: str) -> str:
-        time.sleep(0.03)
-        return item.upper()
+    flow.add_task("parse", parse, for_each="read", executor="process")
 
     @flow.task
     async def prices() -> dict[str, int]:

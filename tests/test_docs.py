@@ -8,12 +8,16 @@ print: the lines that a block writes to stdout are exactly its ``# prints: ...``
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
+
+from tests.conftest import WATCHDOG
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,6 +70,17 @@ def test_links_lead_somewhere(document):
             titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading in anchors, f"{document.name} links to {target}"
+
+
+def test_the_pictures_are_those_of_their_script(tmp_path):
+    """The script makes every picture that the documents show, and of a flow that has not run the very same one."""
+    script, images = ROOT / "docs" / "pictures.py", ROOT / "docs" / "images"
+    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=6 * WATCHDOG)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in images.iterdir()}
+    assert (tmp_path / "orders.svg").read_text("utf-8") == (images / "orders.svg").read_text("utf-8")
+    for path in tmp_path.iterdir():
+        ElementTree.parse(path)
+        assert "ms-failed" not in path.read_text("utf-8").partition("</style>")[2] or path.name == "orders-run.svg"
 
 
 def test_the_test_command_installs_the_test_group():

@@ -470,8 +470,7 @@ def test_submitted_calls_are_drawn_where_they_were_called(executor):
     """A function that no flow has registered has the shape of the executor that called it."""
     with Flow(executor) as flow, flow.session() as session:
         assert session.submit(len, "abc").result(WATCHDOG) == 3
-    expected = "thread" if executor == "asyncio" else executor
-    assert {node.executor for node in session.report().diagram.nodes.values()} <= {executor, expected}
+    assert {node.executor for node in session.report().diagram.nodes.values()} == {executor}
 
 
 def test_the_words_of_a_class_name():

@@ -11,7 +11,7 @@ from millstream import Context, Flow, NextTask, RunCancelledError, TaskOutput, c
 from millstream.show.progress import display
 from millstream.show.timeline import Timeline
 from tests import process_tasks
-from tests.conftest import WATCHDOG, Log, assert_gone, engine_threads
+from tests.conftest import WATCHDOG, Log, assert_gone, engine_threads, until
 
 COUNTS = ("done", "failed", "skipped", "running", "waiting", "total")
 
@@ -46,13 +46,6 @@ def fan(count, make=list):
         return TaskOutput(None, make(NextTask("work", spawn_another=True) for _ in range(count)))
 
     return fan
-
-
-def ends(run, count):
-    """Wait until so many task runs have ended."""
-    settled = threading.Event()
-    while run.tally().ended < count:  # each step of the run is under its lock, and there are few
-        assert not settled.wait(0.001)
 
 
 def test_a_fan_out_is_counted(gate):
@@ -173,7 +166,7 @@ def test_a_session_has_no_total_while_it_is_open():
     with Flow() as flow:
         with flow.session(progress=True) as session:
             assert session.submit(len, "abc").result(WATCHDOG) == 3
-            ends(session, 1)
+            until(lambda: session.tally().ended == 1)
             assert session.tally().total is None
         assert counted(session) == (1, 0, 0, 0, 0, 1)
 

@@ -3,8 +3,7 @@
 All other methods of a hook are told what has happened, in a thread of their own. ``enter_run`` and ``enter_task``
 are called by who does the work, before it is done, and what they return is called where the task is: in another
 thread, in a coroutine, in another process. Only runs of flows with such a hook pay for that. A hook that raises is
-logged, and harms nothing. May import: lane, states, tell, events, report,
-interrupts.
+logged, and harms nothing. May import: lane, states, tell, events, report, interrupts.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Observer:
         self.ended_at: float | None = None
         self.trace: list[Traced] | None = [] if trace else None
         self.run_id, self.flow = run_id, flow
-        self.epoch = time.time() - self.began_at
+        self.epoch = time.time() - self.began_at  #: what turns the clock's time into that of the world
         self._teller, self._clock, self._now, self._monitor = teller, clock, clock.now, monitor
         self._audiences = heard = teller.audiences()
         self._starts, self._successes = heard.get(TaskStartEvent), heard.get(TaskSuccessEvent)

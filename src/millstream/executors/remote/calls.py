@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 from millstream.executors.base import Worker
 
 #: What ``current_task()`` is to say elsewhere: the id of the run, the name of the task, the id of the task run,
-#: the path that its key is made of, the attempt, and the seconds until its time is up (or None).
+#: the path that its key is made of, the attempt, what hooks want to be called before (pickles), and the seconds until
+#: its time is up (or None).
 Facts = tuple[str, str, str, int, int, tuple[bytes, ...], float | None]
 
 
