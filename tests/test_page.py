@@ -354,28 +354,29 @@ def hostile(text):
 
 
 def test_texts_of_a_class_of_their_own():
-    """What is a text in name alone is shown as the text it is; none of its methods is called."""
+    """What values and errors show of themselves may be a text in name alone: none of its methods is called."""
     text = hostile("a<b")
-    why = error(text, text, text)
-    report = run(
-        {text: row(Status.FAILED, error=why, result=Shows(hostile("d" * 50))), "other": row(result=text)},
-        run_id=text,
-        flow=text,
-        metadata={text: text, "shows": Shows(text), 7: hostile("c" * 1000)},
-        trace=(attempt(text, 0.0, 0.5, worker=text, id=text, status=Status.FAILED, why=why),),
-        error=why,
-        resumed_from=text,
-        diagram=Diagram(text, [TaskNode(text, text, description=text), TaskNode("b")], [TaskEdge(text, "b")]),
-    )
+
+    class OddError(Exception):
+        def __str__(self):
+            return text
+
+    def fails():
+        raise OddError
+
+    with Flow("inline", on_error="continue") as flow:
+        flow.add_task("fails", fails)
+        flow.add_task("shows", lambda: Shows(hostile("c<d" * 5)))
+        flow.add_task("gives", lambda: text)
+        flow.run(["fails", "shows", "gives"], trace=True, metadata={text: text, "shows": Shows(text)})
+    report = flow.report()
     page = read(report)
-    assert page.one("h1").text == "a<b"
-    assert list(table(page)) == ["a<b", "other"]
-    assert failures(page)[0][1:] == ("a<b", "a<b")
-    assert data_of(page)["rows"] == ["a<b"]
-    assert page.one("table", _class="facts").all("code")[1].text == "a<b"
-    assert [each.attributes["data-task"] for each in page.all("g", _class="ms-task")] == ["a<b", "b"]
+    assert data_of(page)["errors"][0][1] == "a<b"
+    assert "c<d" in table(page)["shows"]["Newest result"].text
+    assert "a<b" in table(page)["gives"]["Newest result"].text
+    assert [each.text for each in page.one("table", _class="facts").all("code")] == ["'a<b'", "a<b"]
     for drawing in (report.to_svg(), report.to_timeline(), notebook.shown(report)):
-        assert "a&lt;b" in drawing
+        assert "fails" in drawing
 
 
 def test_a_notebook_shows_what_cannot_be_written():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from millstream.report import RunReport, TaskTrace
 from millstream.show.markup import escaped, number, opened, shortened, style, text_width
 from millstream.show.status import GLYPHS
-from millstream.show.timeline import Timeline, earliest, with_exact_texts
+from millstream.show.timeline import Timeline, earliest
 from millstream.values import Status
 
 _WIDTH = 960.0  #: of the whole, in pixels
@@ -93,7 +93,6 @@ def timeline_drawn(report: RunReport, *, most: int = 2000, embedded: bool = Fals
     Raises:
         ValueError: the run kept no trace.
     """
-    report = with_exact_texts(report)
     if report.trace is None:
         raise ValueError(f"Run {report.run_id} kept no trace: run it with trace=True.")
     timeline = Timeline(earliest(report), report.trace)

@@ -1,6 +1,6 @@
 """What a notebook shows of a run: its drawing, its timeline, its table.
 
-May import: report, svg, gantt, timeline, page.
+May import: report, svg, gantt, page.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from millstream.report import RunReport
 from millstream.show.gantt import timeline_drawn
 from millstream.show.page.html import said
 from millstream.show.svg import drawn
-from millstream.show.timeline import with_exact_texts
 
 _LONGEST = 1_000_000  #: characters of the table
 
@@ -19,5 +18,5 @@ def shown(report: RunReport) -> str:
     parts = [] if report.diagram is None else [drawn(report.diagram)]
     if report.trace:
         parts.append(timeline_drawn(report))
-    parts.append(f"<pre>{said(with_exact_texts(report).to_text(), _LONGEST)}</pre>")
+    parts.append(f"<pre>{said(report.to_text(), _LONGEST)}</pre>")
     return "\n".join(parts)

@@ -14,7 +14,7 @@ from math import hypot, sqrt
 
 from millstream.diagram import Diagram, EdgeKind, TaskEdge, TaskNode
 from millstream.show.layout.layers import Box, Layout, Point, laid_out
-from millstream.show.markup import escaped, exact, number, opened, shortened, style, text_width
+from millstream.show.markup import escaped, number, opened, shortened, style, text_width
 from millstream.show.status import GLYPHS
 from millstream.values import Status
 
@@ -125,7 +125,6 @@ def drawn(diagram: Diagram, *, embedded: bool = False) -> str:
             name, which two may share once names are cut, ``data-key`` of an embedded drawing tells.
         embedded: leave out the style, which the page has once for all drawings, and the ground.
     """
-    diagram = exact_diagram(diagram)
     is_run = any(node.status is not None for node in diagram.nodes.values())
     facts = {name: _facts(node) for name, node in diagram.nodes.items()}
     height = 50.0 if any(facts.values()) else 38.0  # the same for all: rows are calmer
@@ -147,23 +146,6 @@ def drawn(diagram: Diagram, *, embedded: bool = False) -> str:
             "</svg>\n",
         ]
     )
-
-
-def exact_diagram(diagram: Diagram) -> Diagram:
-    """Return a diagram with plain texts: see ``markup.exact``."""
-    same = Diagram(exact(diagram.flow), (), ())
-    for key, node in diagram.nodes.items():
-        same.nodes[exact(key)] = TaskNode(
-            exact(node.name),
-            exact(node.executor),
-            is_router=node.is_router,
-            is_mapped=node.is_mapped,
-            description=None if node.description is None else exact(node.description),
-            status=node.status,
-            runs=node.runs,
-        )
-    same.edges = tuple(TaskEdge(exact(edge.source), exact(edge.target), edge.kind) for edge in diagram.edges)
-    return same
 
 
 def _facts(node: TaskNode) -> str:

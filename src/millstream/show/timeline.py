@@ -3,7 +3,7 @@
 A trace has one attempt for each item of a map, and one without a worker for the map itself, which spans them all.
 That one is on a row of its own, and counts as no attempt.
 
-May import: report, values, markup.
+May import: report, values.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from heapq import heappush, heapreplace
 from typing import Any
 
-from millstream.report import ErrorReport, RunReport, TaskReport, TaskTrace
-from millstream.show.markup import exact
+from millstream.report import RunReport, TaskTrace
 from millstream.values import Status
 
 
@@ -71,45 +70,6 @@ def _aside(attempt: TaskTrace, maps: set[str]) -> str:
     if attempt.status is Status.RUNNING:
         return " (running)"
     return " (map)" if attempt.status is Status.SUCCESS or attempt.id in maps else ""
-
-
-def with_exact_texts(report: RunReport) -> RunReport:
-    """Return a report in which names, ids, workers and errors are plain texts.
-
-    The drawings count by them, sort and cut them: a class made from ``str`` may do anything when that is done. The
-    metadata and the diagram stay as they are.
-    """
-    of = _exact_error
-    traces = None if report.trace is None else tuple(_exact_trace(attempt) for attempt in report.trace)
-    tasks = {
-        exact(name): TaskReport(
-            row.status, row.attempt, row.runs, row.started_at, row.finished_at, of(row.error), row.result
-        )
-        for name, row in report.tasks.items()
-    }
-    return RunReport(
-        exact(report.run_id), exact(report.flow), report.metadata, report.created_at, report.finished_at, report.status,
-        tasks, traces, of(report.error), None if report.resumed_from is None else exact(report.resumed_from),
-        report.diagram,
-    )  # fmt: skip
-
-
-def _exact_error(error: ErrorReport | None) -> ErrorReport | None:
-    if error is None:
-        return None
-    return ErrorReport(exact(error.type), exact(error.message), exact(error.traceback))
-
-
-def _exact_trace(attempt: TaskTrace) -> TaskTrace:
-    """Return an attempt with plain texts: the same one where it has them, for there are many."""
-    error = attempt.error
-    texts = [attempt.task, attempt.id, attempt.worker]
-    if error is not None:
-        texts += [error.type, error.message, error.traceback]
-    if all(type(text) is str for text in texts):
-        return attempt
-    times = attempt.attempt, attempt.status, attempt.started_at, attempt.finished_at
-    return TaskTrace(exact(attempt.task), exact(attempt.id), *times, exact(attempt.worker), _exact_error(error))
 
 
 def earliest(report: RunReport) -> float:

@@ -38,8 +38,7 @@ from millstream.show.page.figures import (
     peak,
     percentile,
 )
-from millstream.show.svg import STYLE, drawn, exact_diagram
-from millstream.show.timeline import with_exact_texts
+from millstream.show.svg import STYLE, drawn
 from millstream.values import Status
 
 LONGEST_NAME = 200  #: characters of a name, an id or a worker
@@ -61,8 +60,6 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 
 def page(report: RunReport) -> str:
     """Return a run as a page; see ``RunReport.to_html``."""
-    report = with_exact_texts(report)
-    report.diagram = None if report.diagram is None else exact_diagram(report.diagram)
     figures = Figures(report)
     names = {name: number for number, name in enumerate(_names(report, figures))}
     style, script = f"{STYLE}\n{_part('page.css')}", _part("page.js")
