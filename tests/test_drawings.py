@@ -440,6 +440,24 @@ def test_a_failed_run_is_drawn():
     assert not {"c", "d"} & set(drawn.looks)
 
 
+def test_no_request_is_taken_for_another_one():
+    """Who asks for what somebody else has asked for just before has an edge of its own."""
+
+    def a(n):
+        return (
+            [NextTask("y", spawn_another=True)] if n else [NextTask("b"), NextTask("a", {"n": 1}, spawn_another=True)]
+        )
+
+    flow = Flow("inline")
+    flow.add_task("a", a)
+    flow.add_task("b", lambda: [NextTask("j", join=True), NextTask("y", spawn_another=True)])
+    flow.add_task("y", lambda: 1)
+    flow.add_task("j", lambda: 1)
+    flow.run("a", {"n": 0})
+    requests = {(edge.source, edge.target) for edge in flow.report().diagram.edges if edge.kind == "request"}
+    assert requests == {("a", "a"), ("a", "b"), ("a", "y"), ("b", "j"), ("b", "y")}
+
+
 def test_a_chain_that_asks_for_itself_is_a_loop():
     """A task that asks for itself has an edge to itself."""
     flow = Flow("inline")

@@ -130,8 +130,8 @@ class Scheduler:
         self._ends = Ends()
         #: What led from one task to another beside the flow's own edges, by name: for the picture of the run.
         self.links: set[tuple[str, str, EdgeKind]] = set()
-        self._asker: TaskState | None = None  # the newest of these that was a request: who has asked
-        self._asked: str | None = None  # and for what
+        self._asker: TaskState | None = None  # who was served last without a join
+        self._asked: str | None = None  # and the newest of what it has asked for: that is noted already
         self._agenda: deque[tuple[Callable[..., None], Any]] = deque()  # what an end leads to in turn
 
     @property
@@ -649,7 +649,7 @@ class Scheduler:
                 met = request.id
                 task = tasks[met]
                 if met is not self._asked or run.task is not self._asker:
-                    self._asker = run.task
+                    self._asker, self._asked = run.task, met
                     self._led(run.task.name, met)
                 quick = self._unbounded and scope is None and task.node is None and task.terms.plain
             if quick and request.spawn_another and request.priority is None:  # what ``_request`` comes down to then
@@ -668,7 +668,6 @@ class Scheduler:
 
     def _led(self, asker: str, asked: str) -> None:
         """A run of one task has asked for another one."""
-        self._asked = asked
         self.links.add((asker, asked, EdgeKind.REQUEST))
 
     def _request(
